@@ -1,0 +1,84 @@
+"""What passes between rooms?
+
+Frozen values (plans, updates, reports), arithmetic on named tensors, seeds, errors, and safe writing of files. Nothing
+here knows of models, data, Flower or configs.
+
+To add one more value: a frozen dataclass in `values.py`, its JSON form there too, a line in `__all__`.
+"""
+
+from fedpeat.core.errors import (
+    ConfigError,
+    DataError,
+    EngineError,
+    FedPeatError,
+    ModelError,
+    PeftError,
+    StorageError,
+    UpdateRefused,
+    nearest,
+    shorten,
+)
+from fedpeat.core.memory import peak_gpu_mib, peak_rss_mib
+from fedpeat.core.metrics import METRICS, Metric
+from fedpeat.core.seeds import seed_for
+from fedpeat.core.storage import content_hash, read_json, read_tensors, write_json, write_tensors, write_text
+from fedpeat.core.tree import (
+    Tensors,
+    add,
+    all_finite,
+    check_like,
+    count_bytes,
+    digest,
+    norm,
+    subtract,
+    zeros_like,
+)
+from fedpeat.core.values import (
+    ClientFailure,
+    ClientUpdate,
+    DevicePlan,
+    Evaluation,
+    RoundPlan,
+    RoundReport,
+    RunState,
+)
+
+__all__ = [
+    "METRICS",
+    "ClientFailure",
+    "ClientUpdate",
+    "ConfigError",
+    "DataError",
+    "DevicePlan",
+    "EngineError",
+    "Evaluation",
+    "FedPeatError",
+    "Metric",
+    "ModelError",
+    "PeftError",
+    "RoundPlan",
+    "RoundReport",
+    "RunState",
+    "StorageError",
+    "Tensors",
+    "UpdateRefused",
+    "add",
+    "all_finite",
+    "check_like",
+    "content_hash",
+    "count_bytes",
+    "digest",
+    "nearest",
+    "norm",
+    "peak_gpu_mib",
+    "peak_rss_mib",
+    "read_json",
+    "read_tensors",
+    "seed_for",
+    "shorten",
+    "subtract",
+    "write_json",
+    "write_tensors",
+    "write_text",
+    "zeros_like",
+]
