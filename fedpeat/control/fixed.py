@@ -1,0 +1,84 @@
+"""The same plan in every round, which may differ from device to device."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedpeat.core import ConfigError, DevicePlan, RoundPlan, RoundReport, nearest, seed_for
+
+
+@dataclass(frozen=True)
+class FixedControl:
+    """Sample clients uniformly without replacement; give each the same work, or its own where named.
+
+    Attributes:
+        clients: Names of all clients.
+        per_round: How many take part in a round.
+        local_steps: Optimiser steps of a device in a round.
+        rounds: Rounds of the run.
+        seed: The run's seed.
+        local_steps_of: Steps of single clients, by name.
+        emulator_of: Emulator keys of single clients, by name.
+        rank_of: PEFT ranks of single clients, by name.
+        extras: The recipe's client half, given to every device.
+    """
+
+    clients: Sequence[str]
+    per_round: int
+    local_steps: int
+    rounds: int
+    seed: int
+    local_steps_of: Mapping[str, int] = field(default_factory=dict)
+    emulator_of: Mapping[str, str] = field(default_factory=dict)
+    rank_of: Mapping[str, int] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check counts and names.
+
+        Raises:
+            ConfigError: If more clients are asked for than exist, or a named client does not exist.
+        """
+        if not 1 <= self.per_round <= len(self.clients):
+            raise ConfigError(
+                f"cannot sample clients.per_round={self.per_round} clients in a round",
+                f"there are {len(self.clients)}",
+                f"set clients.per_round between 1 and {len(self.clients)}",
+            )
+        known = set(self.clients)
+        for key, named in (
+            ("local_steps", self.local_steps_of),
+            ("kept_blocks", self.emulator_of),
+            ("rank", self.rank_of),
+        ):
+            for client in named:
+                if client not in known:
+                    raise ConfigError(
+                        f"control.{key} names client {client!r}", "no such client", nearest(client, known)
+                    )
+
+    def start(self) -> dict[str, Any]:
+        """Return the controller's state before round 1."""
+        return {"global_step": 0}
+
+    def choose(self, report: RoundReport | None, state: Mapping[str, Any]) -> tuple[RoundPlan, dict[str, Any]]:
+        """Return the plan of the round after `report` (None before round 1) and the next state."""
+        this_round = report.round + 1 if report else 1
+        generator = random.Random(seed_for(self.seed, "sample", this_round))
+        names = sorted(generator.sample(list(self.clients), self.per_round))
+        devices = tuple(
+            DevicePlan(
+                client=name,
+                local_steps=self.local_steps_of.get(name, self.local_steps),
+                emulator=self.emulator_of.get(name, "default"),
+                rank=self.rank_of.get(name),
+                extras=self.extras,
+            )
+            for name in names
+        )
+        start_step = int(state["global_step"])
+        plan = RoundPlan(
+            round=this_round, start_step=start_step, total_steps=self.rounds * self.local_steps, devices=devices
+        )
+        return plan, {"global_step": start_step + self.local_steps}

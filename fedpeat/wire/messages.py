@@ -1,0 +1,103 @@
+"""The messages of a federation: a job to a device, its update or failure back."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+
+from fedpeat.core import ClientFailure, ClientUpdate, UpdateRefused
+from fedpeat.wire.records import read_arrays, to_arrays
+
+# Flower's own strategies look for these names.
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+WEIGHT = "num-examples"
+REFUSED = 100
+"""Error code of a reply from a client that could not do its job, with the reason in plain words."""
+
+
+def train_message(job: Mapping[str, Any], arrays: ArrayRecord, *, node: int, ttl_seconds: float | None) -> Message:
+    """Return the message that asks node `node` to train.
+
+    Args:
+        job: JSON-like: all that the client needs to know beside the travelling tensors.
+        arrays: The global travelling tensors; one record may be shared by all messages of a round.
+        node: Flower's id of the node.
+        ttl_seconds: How long the message may wait.
+    """
+    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"job": json.dumps(job)})})
+    return Message(
+        content, dst_node_id=node, message_type=MessageType.TRAIN, ttl=ttl_seconds, group_id=str(job.get("round", ""))
+    )
+
+
+def read_job(message: Message) -> tuple[dict[str, Any], ArrayRecord]:
+    """Return the job and the travelling tensors of a message made by `train_message`.
+
+    Raises:
+        UpdateRefused: If it is not such a message.
+    """
+    content = message.content
+    try:
+        return json.loads(str(content.config_records[CONFIG]["job"])), content.array_records[ARRAYS]
+    except (KeyError, ValueError) as error:
+        raise UpdateRefused(
+            "a training message must hold 'config.job' as JSON and 'arrays'",
+            f"it holds {sorted(content)}",
+            "use one version of fedpeat on both ends",
+        ) from error
+
+
+def update_reply(update: ClientUpdate, *, to: Message) -> Message:
+    """Return the reply that carries `update` to the sender of `to`."""
+    metrics = {name: float(value) for name, value in update.metrics.items()}
+    content = RecordDict(
+        {
+            ARRAYS: to_arrays(update.delta),
+            METRICS: MetricRecord({**metrics, WEIGHT: float(update.weight)}),
+            CONFIG: ConfigRecord({"client": update.client, "round": update.round}),
+        }
+    )
+    return Message(content, reply_to=to)
+
+
+def error_reply(reason: str, *, to: Message) -> Message:
+    """Return the reply of a client that could not do its job."""
+    return Message(Error(code=REFUSED, reason=reason), reply_to=to)
+
+
+def read_update(reply: Message) -> ClientUpdate:
+    """Return the update in a reply.
+
+    Raises:
+        UpdateRefused: If a part is missing or the weight is not a finite number of at least 0.
+    """
+    content = reply.content
+    try:
+        metrics = {name: float(value) for name, value in content.metric_records[METRICS].items()}  # type: ignore[arg-type]
+        weight = metrics.pop(WEIGHT)
+        who = content.config_records[CONFIG]
+        client, server_round, delta = str(who["client"]), int(who["round"]), content.array_records[ARRAYS]  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UpdateRefused(
+            "an update must hold 'arrays', 'metrics' with a weight, and who sent it",
+            f"it holds {sorted(content)} ({error})",
+            "use one version of fedpeat on both ends",
+        ) from error
+    if not math.isfinite(weight) or weight < 0:
+        raise UpdateRefused(f"the weight of {client!r} must be at least 0", f"it is {weight}", "look at its data")
+    return ClientUpdate(client=client, round=server_round, delta=read_arrays(delta), weight=weight, metrics=metrics)
+
+
+def read_failure(reply: Message, *, client: str, server_round: int) -> ClientFailure:
+    """Return why `client` failed, from an error reply of ours or of Flower's.
+
+    Flower wraps a client's exception in a long coloured traceback; only its last line says something.
+    """
+    reason = re.sub(r"\x1b\[[0-9;]*m", "", reply.error.reason or "no reason given").strip()
+    died = "ActorDied" in reason or "ActorUnavailable" in reason or "WorkerCrashed" in reason
+    kind = "died" if died else "timeout" if "timeout" in reason[:40] else "error"
+    last = next((line.strip() for line in reversed(reason.splitlines()) if line.strip(" '>")), reason)
+    return ClientFailure(client=client, round=server_round, kind=kind, reason=(reason if died else last)[:500])

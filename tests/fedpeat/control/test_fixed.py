@@ -1,0 +1,58 @@
+import pytest
+
+from fedpeat.control import FixedControl
+from fedpeat.core import ConfigError, RoundReport
+
+NAMES = [f"client-{i}" for i in range(20)]
+
+
+def control(**more):
+    settings = {"clients": NAMES, "per_round": 5, "local_steps": 3, "rounds": 4, "seed": 1}
+    return FixedControl(**{**settings, **more})
+
+
+def plans(controller, rounds):
+    state, report = controller.start(), None
+    for _ in range(rounds):
+        plan, state = controller.choose(report, state)
+        report = RoundReport(plan.round, {}, (), {}, 0, 0, {}, {})
+        yield plan
+
+
+def test_sampling_follows_the_seed_and_the_round_alone():
+    names = [[device.client for device in plan.devices] for plan in plans(control(), 4)]
+    assert names == [[device.client for device in plan.devices] for plan in plans(control(), 4)]
+    assert all(sorted(set(row)) == row and len(row) == 5 for row in names)
+    assert len({tuple(row) for row in names}) > 1
+    assert names != [[device.client for device in plan.devices] for plan in plans(control(seed=2), 4)]
+
+
+def test_sampling_is_uniform():
+    counts = dict.fromkeys(NAMES, 0)
+    for plan in plans(control(rounds=2000), 2000):
+        for device in plan.devices:
+            counts[device.client] += 1
+    # 2000 draws with p = 1/4: standard deviation 19; six of them on either side.
+    assert all(500 - 6 * 19.4 < count < 500 + 6 * 19.4 for count in counts.values())
+
+
+def test_steps_add_up_and_single_devices_may_differ():
+    chosen = control(per_round=20, local_steps_of={"client-3": 9}, emulator_of={"client-4": "kept_2"}, rank_of={"client-5": 2})
+    first, second = plans(chosen, 2)
+    assert (first.start_step, second.start_step, first.total_steps) == (0, 3, 12)
+    of = {device.client: device for device in first.devices}
+    assert of["client-3"].local_steps == 9
+    assert of["client-4"].emulator == "kept_2"
+    assert of["client-5"].rank == 2
+    assert (of["client-6"].local_steps, of["client-6"].emulator, of["client-6"].rank) == (3, "default", None)
+
+
+@pytest.mark.parametrize("per_round", [0, 21])
+def test_more_clients_than_there_are(per_round):
+    with pytest.raises(ConfigError, match="clients.per_round"):
+        control(per_round=per_round)
+
+
+def test_an_unknown_client_is_told():
+    with pytest.raises(ConfigError, match="did you mean 'client-7'"):
+        control(emulator_of={"clientt-7": "kept_2"})
