@@ -1,0 +1,21 @@
+"""How good is the shared model, and what is kept?
+
+Evaluation on held-out data, the server's own training, checkpoints and the history of a run.
+
+To add one more number: a line in `fedpeat.core.METRICS`, its computation where the table says.
+"""
+
+from fedpeat.server.checkpoint import read_checkpoint, write_checkpoint
+from fedpeat.server.evaluate import evaluate
+from fedpeat.server.history import History, read_history
+from fedpeat.server.participant import Participant, margins
+
+__all__ = [
+    "History",
+    "Participant",
+    "evaluate",
+    "margins",
+    "read_checkpoint",
+    "read_history",
+    "write_checkpoint",
+]

@@ -1,0 +1,62 @@
+"""The server's own part in the tuning: one more update, from its own data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeat.client import TrainingSpec, train, weight_of
+from fedpeat.core import ClientUpdate, RoundPlan, Tensors
+from fedpeat.data import Rows
+from fedpeat.peft import Tuned
+
+NAME = "server"
+
+
+@dataclass(frozen=True)
+class Participant:
+    """The server as a participant.
+
+    Attributes:
+        tuned: The model it tunes: the full one (`server.train=full`) or an emulated one (`emulator`).
+        rows: Its own training rows.
+        spec: Its own optimiser settings.
+        steps: Optimiser steps a round.
+        weight: Its weight relative to a client that does the same work.
+        weight_by: As the recipe's.
+        seed: The run's seed.
+    """
+
+    tuned: Tuned
+    rows: Rows
+    spec: TrainingSpec
+    steps: int
+    weight: float
+    weight_by: str
+    seed: int
+
+    def train(self, plan: RoundPlan, tensors: Tensors) -> ClientUpdate:
+        """Return the server's update for the round of `plan`, trained from `tensors`."""
+        self.tuned.write(tensors)
+        result = train(
+            self.tuned,
+            self.rows,
+            spec=self.spec,
+            steps=self.steps,
+            start_step=plan.start_step,
+            total_steps=plan.total_steps,
+            seed=self.seed,
+            client=NAME,
+        )
+        metrics: dict[str, Any] = {**result.metrics, "train_rows": float(len(self.rows))}
+        return ClientUpdate(NAME, plan.round, result.delta, self.weight * weight_of(self.weight_by, metrics), metrics)
+
+
+def margins(losses: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers derived from the losses of the four models: the privacy margin, where both parts are there.
+
+    >>> margins({"emulator_tuned": 3.5, "plug_in": 3.25})
+    {'privacy_margin': 0.25}
+    """
+    if "emulator_tuned" in losses and "plug_in" in losses:
+        return {"privacy_margin": losses["emulator_tuned"] - losses["plug_in"]}
+    return {}
