@@ -53,7 +53,7 @@ def aggregate(
         raise EngineError(
             f"a round needs round.min_replies={max(min_replies, 1)} usable updates",
             f"{len(clients)} came",
-            "see the failures in metrics.jsonl; mend the clients, or lower round.min_replies",
+            "mend the clients that failed, or lower round.min_replies",
         )
     step, state = recipe.server.update(recipe.reduce.finish(folded), server_step_state)
     return Aggregation(add(tensors, step), state, clients, norm(step))

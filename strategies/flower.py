@@ -15,6 +15,7 @@ from fedpeat.core import (
     ClientFailure,
     ClientUpdate,
     DevicePlan,
+    EngineError,
     RoundPlan,
     Tensors,
     UpdateRefused,
@@ -126,6 +127,10 @@ class RecipeStrategy(Strategy):
             self.observer(update)
             yield update
 
+    def _with_failures(self, found: str) -> str:
+        reasons = {failure.reason: failure.client for failure in self.failures}
+        return "; ".join([found, *(f"{client}: {reason}" for reason, client in list(reasons.items())[:3])])
+
     def _fail(self, failure: ClientFailure) -> None:
         self.failures.append(failure)
         self.observer(failure)
@@ -159,9 +164,12 @@ class RecipeStrategy(Strategy):
                 yield update
 
         extra = 1 if self.server_update is not None else 0
-        self.aggregation = aggregate(
-            self.recipe, self.tensors, self.server_step_state, everyone(), min_replies=self.min_replies + extra
-        )
+        try:
+            self.aggregation = aggregate(
+                self.recipe, self.tensors, self.server_step_state, everyone(), min_replies=self.min_replies + extra
+            )
+        except EngineError as error:
+            raise EngineError(error.asked, self._with_failures(error.found), error.remedy) from error
         metrics = MetricRecord({"update-norm": self.aggregation.update_norm})
         return to_arrays(self.aggregation.tensors), metrics
 

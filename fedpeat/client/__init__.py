@@ -1,0 +1,13 @@
+"""What does a device do with a plan?
+
+Pure functions that train a model's travelling tensors on the device's own rows; the Flower shell around them is `app`,
+which is not imported here: the server trains with the same functions.
+
+To add one more schedule: a line in `schedules.SCHEDULES`. Optimisers are those of `torch.optim`, by name.
+"""
+
+from fedpeat.client.optimizers import build_optimizer, optimizer_names
+from fedpeat.client.schedules import SCHEDULES
+from fedpeat.client.train import TrainingResult, TrainingSpec, train, weight_of
+
+__all__ = ["SCHEDULES", "TrainingResult", "TrainingSpec", "build_optimizer", "optimizer_names", "train", "weight_of"]

@@ -1,0 +1,184 @@
+"""The command line: `fedpeat simulate`, `fedpeat pretrain`, `fedpeat --version`."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from typing import Any
+
+USAGE = """fedpeat: federated, parameter-efficient, emulator-assisted tuning of foundation models
+
+usage: fedpeat COMMAND [overrides]
+
+  fedpeat simulate [group=option ...] [key=value ...]   run a federation on this machine or a Ray cluster
+  fedpeat pretrain [key=value ...]                      make the embedded model anew, by its committed recipe
+  fedpeat --version                                     print versions
+
+'fedpeat COMMAND --help' lists all groups, options and keys.
+"""
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Nothing calls out by itself. Read by Flower, Ray and others when they are imported, so set before."""
+
+CONFIG_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 a mistake in the config, 1 another failure, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in {"-h", "--help", "help"}:
+        print(USAGE)
+        return
+    sys.exit(guarded(lambda: _dispatch(command, rest)))
+
+
+def _dispatch(command: str, rest: list[str]) -> int:
+    from fedpeat.core import ConfigError, nearest
+
+    check_owners()
+    if command == "--version":
+        print_versions()
+        return 0
+    if command == "simulate":
+        return hydra_command(rest, config_name="config", task=_simulate)
+    if command == "pretrain":
+        return hydra_command(rest, config_name="pretrain", task=_pretrain)
+    raise ConfigError(f"fedpeat {command}", "no such command", nearest(command, ["simulate", "pretrain"]))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Return the exit code of `work`; an error is told on one screen, without a traceback unless FEDPEAT_DEBUG=1."""
+    from fedpeat.core import ConfigError, FedPeatError
+
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except FedPeatError as error:
+        _debug()
+        tell(error.asked, error.found, error.remedy)
+        return CONFIG_ERROR if isinstance(error, ConfigError) else FAILURE
+    except MemoryError as error:
+        _debug()
+        tell("out of memory", str(error), "lower client.batch_size, evaluation.batch_size or engine.workers")
+        return FAILURE
+    except OSError as error:
+        _debug()
+        tell("the system refused an operation", str(error), "check space, permissions and limits; FEDPEAT_DEBUG=1")
+        return FAILURE
+    except Exception as error:
+        _debug()
+        tell(
+            f"unexpected {type(error).__name__}: {error}",
+            "this is a fault of fedpeat, or an input it should have refused",
+            "run again with FEDPEAT_DEBUG=1 and report the traceback",
+        )
+        return FAILURE
+
+
+def _debug() -> None:
+    if os.environ.get("FEDPEAT_DEBUG") == "1":
+        traceback.print_exc()
+
+
+def tell(asked: str, found: str, remedy: str) -> None:
+    """Print an error on stderr: what was asked, what was found, what to do."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    for label, style, text in (("error", "bold red", asked), ("found", "yellow", found), ("do", "green", remedy)):
+        if text:
+            console.print(Text.assemble((f"{label:>6}: ", style), text))
+
+
+def hydra_command(rest: list[str], *, config_name: str, task: Callable[[Any], int]) -> int:
+    """Hand over to Hydra after checking the overrides; return the worst exit code of its jobs."""
+    import hydra
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from simulations.settings import check_overrides, conf_folder
+
+    if not {"--help", "-h", "--hydra-help", "--info", "-i"} & set(rest):
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            check_overrides([word for word in rest if not word.startswith("-")], config_name=config_name)
+        GlobalHydra.instance().clear()
+    codes: list[int] = []
+
+    def job(config: Any) -> None:
+        codes.append(guarded(lambda: task(config)))
+        if codes[-1]:
+            sys.exit(codes[-1])
+
+    sys.argv = [f"fedpeat {config_name}", *rest]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1" if os.environ.get("FEDPEAT_DEBUG") == "1" else "0")
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(job)()
+    return max(codes, default=0)
+
+
+def _simulate(config: Any) -> int:
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from simulations.run import simulate
+    from simulations.settings import to_settings
+
+    summary = simulate(to_settings(config), Path(HydraConfig.get().runtime.output_dir))
+    return INTERRUPTED if summary["status"] == "interrupted" else 0
+
+
+def _pretrain(config: Any) -> int:
+    from simulations.pretrain import pretrain
+    from simulations.settings import to_settings
+
+    pretrain(to_settings(config))
+    return 0
+
+
+def print_versions() -> None:
+    """Print this package's version and those that results depend on."""
+    from simulations.run import versions
+
+    for name, number in versions().items():
+        print(f"{name} {number}")
+
+
+def check_owners() -> None:
+    """Check that our application's top-level packages, which have common names, are ours alone.
+
+    Raises:
+        ConfigError: If another distribution installed a package of the same name over ours.
+    """
+    from fedpeat.core import ConfigError
+
+    try:
+        version("fedpeat")
+    except PackageNotFoundError:
+        return
+    owners = packages_distributions()
+    for package in ("strategies", "simulations"):
+        others = sorted(set(owners.get(package, [])) - {"fedpeat"})
+        if others:
+            raise ConfigError(
+                f"the package {package!r} must be fedpeat's own",
+                f"{', '.join(others)} installed one of the same name",
+                "install fedpeat in an environment of its own",
+            )
+
+
+if __name__ == "__main__":
+    main()

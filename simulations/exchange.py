@@ -1,0 +1,101 @@
+"""Messages out, replies back: streaming, in order, with a window and a deadline."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Error, Message
+from flwr.serverapp import Grid
+
+from fedpeat.core import EngineError
+
+POLL_SECONDS = 0.005
+TIMEOUT = 101
+"""Error code of the reply that stands in for one that did not come in time."""
+
+
+class Interrupted(Exception):
+    """The person at the keyboard asked the run to stop."""
+
+
+def exchange(
+    grid: Grid,
+    messages: Iterable[Message],
+    *,
+    window: int,
+    timeout_seconds: float | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[Message]:
+    """Send `messages` and yield one reply for each, in the order of the messages.
+
+    At most `window` messages are on their way or held back out of order, so that memory does not grow with their
+    number. A reply that has not come when the deadline passes is stood in for by an error reply.
+
+    Raises:
+        EngineError: If a worker process died: Flower would hand it most of the messages that follow.
+        Interrupted: If `stop` was set.
+    """
+    queue = iter(messages)
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    waiting: dict[str, int] = {}  # message id -> position
+    sent: dict[int, Message] = {}
+    ready: dict[int, Message] = {}
+    position, pushed, exhausted = 0, 0, False
+    while True:
+        late = deadline is not None and time.monotonic() > deadline
+        while not exhausted and not late and pushed - position < window:
+            message = next(queue, None)
+            if message is None:
+                exhausted = True
+                break
+            (identity,) = grid.push_messages([message])
+            waiting[identity], sent[pushed] = pushed, message
+            pushed += 1
+        if late:
+            yield from _give_up(queue, sent, ready, position, pushed)
+            return
+        while position in ready:
+            del sent[position]
+            yield ready.pop(position)
+            position += 1
+        if exhausted and position == pushed:
+            return
+        if stop is not None and stop.is_set():
+            raise Interrupted
+        if pushed - position < window and not exhausted:
+            continue
+        arrived = False
+        for reply in grid.pull_messages(list(waiting)):
+            place = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if place is not None:
+                _check_alive(reply)
+                ready[place] = reply
+                arrived = True
+        if not arrived:
+            time.sleep(POLL_SECONDS)
+
+
+def _give_up(
+    queue: Iterator[Message], sent: dict[int, Message], ready: dict[int, Message], position: int, pushed: int
+) -> Iterator[Message]:
+    """Yield what came in time and error replies for what did not."""
+    for place in range(position, pushed):
+        yield ready.get(place) or _timed_out(sent[place])
+    for message in queue:
+        yield _timed_out(message)
+
+
+def _timed_out(message: Message) -> Message:
+    if not message.metadata.message_id:
+        message.metadata.__dict__["_message_id"] = "never sent"
+    return Message(Error(code=TIMEOUT, reason="timeout: no reply within round.timeout_seconds"), reply_to=message)
+
+
+def _check_alive(reply: Message) -> None:
+    reason = (reply.error.reason or "") if reply.has_error() else ""
+    if "ActorDied" in reason or "ActorUnavailable" in reason or "WorkerCrashed" in reason:
+        raise EngineError(
+            "a worker process died while a client was training",
+            "the kernel may have killed it for its memory" if "OOM" in reason or "memory" in reason else reason[:200],
+            "lower engine.workers or client.batch_size, or use engine=serial to see the client's own error",
+        )

@@ -1,0 +1,187 @@
+"""One simulated run, from settings to a folder of results."""
+
+import platform
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flwr.serverapp import Grid
+
+from fedpeat.client.app import app as client_app
+from fedpeat.core import EngineError, Evaluation, RoundReport, RunState, peak_rss_mib, write_json, write_text
+from fedpeat.data import FederatedData, client_table, plot_clients
+from fedpeat.server import read_history
+from simulations.baselines import Quietly, run_local_only, whole_model_settings
+from simulations.compose import Composed, built, compose
+from simulations.corpus import cache_folder, prepare_data
+from simulations.exchange import Interrupted
+from simulations.export import export
+from simulations.federation import run_rounds
+from simulations.progress import Progress
+from simulations.report import summarise, write_report
+from simulations.settings import settings_hash
+from simulations.trackers import Tracker, quietly
+
+REPORTED = ("fedpeat", "torch", "transformers", "peft", "flwr", "ray", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in REPORTED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def simulate(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Run the federation that `settings` describe; leave everything about it in `folder`.
+
+    Args:
+        settings: Plain and resolved, as `simulations.settings.load_settings` returns them.
+        folder: Made if it does not exist.
+
+    Returns:
+        The summary, as written to `summary.json`.
+
+    Raises:
+        FedPeatError: For whatever cannot be had; what was done until then is in `folder`.
+    """
+    return _Run(settings, folder.absolute()).run()
+
+
+class _Run:
+    """One run; its folder is valid at any moment."""
+
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.started = time.perf_counter()
+        self.hash = settings_hash(settings)
+        self.text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        self.stop = threading.Event()
+        self.data: FederatedData | None = None
+        self.composed: Composed | None = None
+        self.state: RunState | None = None
+        self.baselines: dict[str, Any] = {}
+        self.status = "failed"
+        self.progress = Progress()
+        self.tracker = quietly(built(settings["tracker"]), self.progress.message)
+
+    def run(self) -> dict[str, Any]:
+        write_text(self.folder / "config.yaml", self.text)
+        write_text(self.folder / "config.sha", self.hash + "\n")
+        with self.progress:
+            try:
+                self._execute(self._prepare())
+                self.status = "finished"
+            except (KeyboardInterrupt, Interrupted):
+                self.status = "interrupted"
+                self.progress.message("interrupted: writing what there is")
+            finally:
+                summary = self._finish()
+        self.progress.run_finished(summary, self.folder)
+        return summary
+
+    def _prepare(self) -> Composed:
+        self.engine = built(self.settings["engine"])
+        self.tracker.start(self.settings, self.folder)
+        self.progress.message("preparing data")
+        self.data = prepare_data(self.settings)
+        write_json(self.folder / "clients.json", client_table(self.data))
+        plot_clients(self.data, self.folder / "figures" / "clients.png")
+        self.progress.message(in_words_of(self.data))
+        self.composed = self._compose(self.settings, self.folder)
+        return self.composed
+
+    def _compose(self, settings: Mapping[str, Any], folder: Path) -> Composed:
+        if self.data is None:
+            raise EngineError("cannot compose a run", "its data is not prepared", "call simulate()")
+        cache = cache_folder(settings)
+        return compose(
+            settings, self.data, folder=folder, cache=cache, workers=self.engine.workers, observer=self.progress
+        )
+
+    def _execute(self, composed: Composed) -> None:
+        slots = composed.federation.slots
+        self.engine.run(partial(self._main, composed), client_app=client_app, slots=slots, stop=self.stop)
+
+    def _main(self, composed: Composed, grid: Grid, nodes: Sequence[int]) -> None:
+        wanted, federation = self.settings["baselines"], composed.federation
+        rounds = federation.rounds if wanted["federated"] else 0
+        observer = _Both(self.progress, self.tracker)
+        self.progress.run_started(rounds, also=int(federation.participant is not None))
+        _, self.state = run_rounds(
+            replace(federation, rounds=rounds), grid, nodes, observer=observer, folder=self.folder, stop=self.stop
+        )
+        if wanted["local_only"]:
+            self.progress.message("baseline: each client tunes alone, with the same steps")
+            alone = run_local_only(federation, grid, nodes, observer=self.progress, stop=self.stop)
+            self.baselines["local_only"] = alone
+        if wanted["whole_model"]:
+            self.progress.message("baseline: the same federation on the whole model")
+            self.baselines["whole_model"] = self._whole_model(grid, nodes).to_json()
+
+    def _whole_model(self, grid: Grid, nodes: Sequence[int]) -> Evaluation:
+        folder = self.folder / "baselines" / "whole_model"
+        composed = self._compose(whole_model_settings(self.settings), folder)
+        quiet = Quietly(self.progress)
+        reports, _ = run_rounds(composed.federation, grid, nodes, observer=quiet, folder=folder, stop=self.stop)
+        return reports[-1].evaluations["plug_in"]
+
+    def _finish(self) -> dict[str, Any]:
+        """Write summary, report and export from what there is, however the run ended."""
+        path = self.folder / "metrics.jsonl"
+        reports = read_history(path) if path.exists() else []
+        summary = summarise(
+            reports,
+            config_hash=self.hash,
+            versions=versions(),
+            status=self.status,
+            bundle_bytes=self.composed.bundles["default"].payload_bytes if self.composed else 0,
+            rounds_planned=self.settings["rounds"],
+            seconds_total=time.perf_counter() - self.started,
+            peak_rss_mib=peak_rss_mib(),
+            baselines=self.baselines,
+        )
+        if self.composed and self.state and self.settings["export"]:
+            self.progress.message("exporting the plugged-in model")
+            summary["export"] = export(self.composed, self.state.tensors, self.folder / "export")
+        write_json(self.folder / "summary.json", summary)
+        clients = client_table(self.data) if self.data else []
+        write_report(self.folder, reports, summary, settings=self.settings, clients=clients)
+        self.tracker.finish(summary)
+        return summary
+
+
+def in_words_of(data: FederatedData) -> str:
+    """Return who holds what, in one line."""
+    rows = sum(client.rows for client in data.clients)
+    left_out = data.report["clients"]["too_small"] + data.report["clients"]["left_out"]
+    also = f"; {left_out} left out (see clients.json and the report)" if left_out else ""
+    return f"{len(data.clients)} clients hold {rows} rows of {data.block_size} tokens{also}"
+
+
+class _Both:
+    """An observer that tells both the person at the terminal and the tracker."""
+
+    def __init__(self, progress: Progress, tracker: Tracker) -> None:
+        self._progress = progress
+        self._tracker = tracker
+        self.round_started = progress.round_started
+        self.client_done = progress.client_done
+        self.client_failed = progress.client_failed
+        self.message = progress.message
+
+    def round_finished(self, report: RoundReport) -> None:
+        """Tell both."""
+        self._progress.round_finished(report)
+        self._tracker.log(report)

@@ -1,0 +1,51 @@
+"""Fixtures for all tests: miniature models and random token ids.
+
+`miniature(family, blocks=4, dtype="float32", attention=None, seed=0, **config)` gives a `LoadedModel` with random
+weights and a tokenizer of one token a character. A test that takes an argument `family` runs for every family of
+FAMILIES; `named_family` is for tests that need only those that users are promised by name.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedpeat.models import LoadedModel
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
+NAMED = ("gpt2", "opt", "bloom", "llama", "mistral", "qwen3", "gemma2")
+FAMILIES = (*NAMED, "gpt_neox", "falcon", "phi", "qwen2", "gemma3", "mixtral", "odd")
+
+
+@pytest.fixture(scope="session")
+def miniature() -> "Callable[..., LoadedModel]":
+    """The maker of miniatures."""
+    from tests.miniatures import make_miniature  # takes seconds to load: only for tests that need models
+
+    return make_miniature
+
+
+@pytest.fixture(scope="session")
+def make_ids() -> "Callable[..., torch.Tensor]":
+    """A maker of random token ids: `make_ids(rows=2, tokens=12, seed=0)`."""
+    import torch
+
+    def make(rows: int = 2, tokens: int = 12, seed: int = 0) -> torch.Tensor:
+        return torch.randint(3, 99, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+    return make
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test for every family, or every named one, if it asks for a family."""
+    if "family" in metafunc.fixturenames:
+        metafunc.parametrize("family", FAMILIES)
+    if "named_family" in metafunc.fixturenames:
+        metafunc.parametrize("named_family", NAMED)

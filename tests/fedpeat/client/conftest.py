@@ -1,0 +1,45 @@
+"""A small tuned model, and rows to train it on."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fedpeat.data import Rows
+from fedpeat.emulators import full_view
+from fedpeat.models import make_split
+from fedpeat.peft import Tuned, attach
+
+
+@pytest.fixture(scope="session")
+def make_tuned(miniature) -> Callable[..., Tuned]:
+    """A maker of tuned models of 4 blocks, split 1-2-1."""
+
+    def make(family: str = "llama", method: dict | None = None, **config) -> Tuned:
+        view = full_view(miniature(family, blocks=4, **config), make_split(4, first=1, last=1))
+        return attach(
+            view.model,
+            method=method or {"kind": "lora", "rank": 4},
+            path=view.path,
+            sources=view.sources,
+            adapter_positions=view.adapter_positions,
+            seed=7,
+        )
+
+    return make
+
+
+@pytest.fixture
+def rows(make_ids) -> Rows:
+    """21 rows of 12 tokens, all scored."""
+    ids = make_ids(21, 12)
+    return Rows(ids, ids)
+
+
+@pytest.fixture
+def answers(make_ids) -> Rows:
+    """10 rows of 12 tokens: prompts of differing length are not scored, and ends are padding."""
+    ids, position = make_ids(10, 12), torch.arange(12)
+    prompt, length = torch.arange(10)[:, None] % 7, 12 - torch.arange(10)[:, None] % 4
+    labels = ids.masked_fill((position < prompt) | (position >= length), -100)
+    return Rows(ids, labels, (position < length).long())
