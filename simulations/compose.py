@@ -259,7 +259,7 @@ def participant_of(
     own = {name: server[name] for name in ("learning_rate", "batch_size", "optimizer", "optimizer_options")}
     spec = TrainingSpec(
         **{
-            **spec_of(settings),
+            **spec_of(settings, full),
             **{k: v for k, v in own.items() if v is not None},
             "optimizer_state": "reset",
             "threads": settings["evaluation"]["threads"],

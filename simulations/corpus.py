@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeat.data import FederatedData, prepare
-from fedpeat.models import load_tokenizer
+from fedpeat.models import load_tokenizer, locate_model
 
 
 def cache_folder(settings: Mapping[str, Any]) -> Path:
@@ -25,7 +25,7 @@ def prepare_data(settings: Mapping[str, Any]) -> FederatedData:
     model = settings["model"]
     return prepare(
         settings["data"],
-        tokenizer=load_tokenizer(model["name"], revision=model["revision"]),
+        tokenizer=load_tokenizer(locate_model(model["name"]), revision=model["revision"]),
         tokenizer_id=model["name"],
         clients_count=settings["clients"]["count"],
         seed=settings["seed"],

@@ -1,5 +1,6 @@
 """Messages out, replies back: streaming, in order, with a window and a deadline."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -40,39 +41,37 @@ def exchange(
     waiting: dict[str, int] = {}  # message id -> position
     sent: dict[int, Message] = {}
     ready: dict[int, Message] = {}
-    position, pushed, exhausted = 0, 0, False
+    position, pushed = 0, 0
     while True:
-        late = deadline is not None and time.monotonic() > deadline
-        while not exhausted and not late and pushed - position < window:
-            message = next(queue, None)
-            if message is None:
-                exhausted = True
-                break
+        if deadline is not None and time.monotonic() > deadline:
+            yield from _give_up(queue, sent, ready, position, pushed)
+            return
+        for message in itertools.islice(queue, window - (pushed - position)):
             (identity,) = grid.push_messages([message])
             waiting[identity], sent[pushed] = pushed, message
             pushed += 1
-        if late:
-            yield from _give_up(queue, sent, ready, position, pushed)
+        if position == pushed:
             return
+        if stop is not None and stop.is_set():
+            raise Interrupted
+        if not _collect(grid, waiting, ready):
+            time.sleep(POLL_SECONDS)
         while position in ready:
             del sent[position]
             yield ready.pop(position)
             position += 1
-        if exhausted and position == pushed:
-            return
-        if stop is not None and stop.is_set():
-            raise Interrupted
-        if pushed - position < window and not exhausted:
-            continue
-        arrived = False
-        for reply in grid.pull_messages(list(waiting)):
-            place = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if place is not None:
-                _check_alive(reply)
-                ready[place] = reply
-                arrived = True
-        if not arrived:
-            time.sleep(POLL_SECONDS)
+
+
+def _collect(grid: Grid, waiting: dict[str, int], ready: dict[int, Message]) -> bool:
+    """Move the replies that came from `waiting` to `ready`; tell whether there were any."""
+    arrived = False
+    for reply in grid.pull_messages(list(waiting)):
+        place = waiting.pop(reply.metadata.reply_to_message_id, None)
+        if place is not None:
+            _check_alive(reply)
+            ready[place] = reply
+            arrived = True
+    return arrived
 
 
 def _give_up(

@@ -21,7 +21,8 @@ def blocks(page, language):
 def test_every_command_runs(page, tmp_path):
     script = "set -euo pipefail\n" + "\n".join(blocks(page, "bash"))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    command = ["bash", "-c", script]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 

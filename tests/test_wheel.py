@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder, ROOT], check=True, capture_output=True)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 
 
@@ -44,12 +45,20 @@ def test_the_installed_wheel_runs_from_another_folder(wheel, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     where = subprocess.run(
         [python, "-c", "import simulations, fedpeat; print(simulations.__file__, fedpeat.__file__)"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     assert all(str(home) in path for path in where)
     run = subprocess.run(
         [home / "bin" / "fedpeat", "simulate", "experiment=smoke", "hydra.run.dir=out"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "finished"

@@ -75,5 +75,6 @@ def nearest(word: str, options: Iterable[str]) -> str:
     'choose from: first, uniform'
     """
     known = sorted(options)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose from: {shorten(known, 20)}"
+    folded = {option.lower(): option for option in known}
+    close = difflib.get_close_matches(word.lower(), list(folded), n=1)
+    return f"did you mean {folded[close[0]]!r}?" if close else f"choose from: {shorten(known, 20)}"

@@ -98,7 +98,7 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str
         StorageError: If the disk is full or the folder cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _atomically(Path(path), lambda partial: save_file(plain, partial, metadata=dict(metadata or {})))
+    _atomically(Path(path), lambda partial: save_file(plain, partial, metadata=dict(metadata) if metadata else None))
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:

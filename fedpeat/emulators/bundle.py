@@ -26,7 +26,17 @@ from fedpeat.emulators.manifest import (
     version_of,
 )
 from fedpeat.emulators.tensor_file import sha256_of, write_tensor_file
-from fedpeat.models import BlockStack, LoadedModel, Split, describe, find_blocks, model_tensors, source_of, tied_names
+from fedpeat.models import (
+    BlockStack,
+    LoadedModel,
+    Split,
+    check_plain,
+    describe,
+    find_blocks,
+    model_tensors,
+    source_of,
+    tied_names,
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def write_bundle(loaded: LoadedModel, *, split: Split, builder: Builder, folder:
 
     Raises:
         ConfigError: If the builder cannot be applied (more kept blocks than the middle has).
-        ModelError: If the model has no blocks, or could not be rebuilt from a description.
+        ModelError: If the model has no blocks, has layers attached, or could not be rebuilt from a description.
         StorageError: If the disk is full or the folder cannot be written.
     """
     stack = find_blocks(loaded.model)
@@ -90,6 +100,7 @@ def write_bundle(loaded: LoadedModel, *, split: Split, builder: Builder, folder:
         found = f"{type(loaded.model).__name__} has {stack.count} blocks"
         raise ModelError(f"cannot write a bundle with a {split}", found, "make the split for this model")
     description = describe(loaded.model)
+    check_plain(loaded.model, description, what="write a bundle")
     middle = tuple(Block(index, stack.of(loaded.model)[index]) for index in split.middle)
     emulator = builder(Blocks(middle, f"{type(loaded.model).__name__}, {split}"))
     _check_emulator(emulator, split)

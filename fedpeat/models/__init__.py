@@ -10,9 +10,9 @@ the config field that says so to `LINKED_BLOCKS` in `depth.py`; if the class is 
 """
 
 from fedpeat.models.blocks import BlockStack, find_blocks
-from fedpeat.models.build import build_skeleton, describe, fill, register_model_class
+from fedpeat.models.build import build_skeleton, check_plain, describe, fill, register_model_class
 from fedpeat.models.depth import keep_blocks
-from fedpeat.models.load import LoadedModel, load_model, load_tokenizer, save_model
+from fedpeat.models.load import LoadedModel, load_model, load_tokenizer, locate_model, save_model
 from fedpeat.models.names import canonical_name, local_name
 from fedpeat.models.parts import Parts, assemble, plug_in, source_of, take_apart
 from fedpeat.models.split import Split, make_split
@@ -26,6 +26,7 @@ __all__ = [
     "assemble",
     "build_skeleton",
     "canonical_name",
+    "check_plain",
     "describe",
     "fill",
     "find_blocks",
@@ -33,6 +34,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "local_name",
+    "locate_model",
     "make_split",
     "model_tensors",
     "plug_in",

@@ -129,6 +129,20 @@ def _decoded(value: Any) -> Any:
     return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
+def check_plain(model: PreTrainedModel, description: Mapping[str, Any], *, what: str) -> None:
+    """Check that `model` has the parameters of its class and no others, as with PEFT layers attached.
+
+    Raises:
+        ModelError: With the first names in excess or missing; `what` says what was to be done.
+    """
+    # Tied parameters under all their names: a skeleton's need not be tied yet.
+    expected = {name for name, _ in build_skeleton(description).named_parameters(remove_duplicate=False)}
+    odd = sorted({name for name, _ in model.named_parameters(remove_duplicate=False)} ^ expected)
+    if odd:
+        found = f"its parameters are not those of a {type(model).__name__}: {shorten(odd, 3)}"
+        raise ModelError(f"cannot {what}", found, "merge or remove attached PEFT layers first")
+
+
 @contextlib.contextmanager
 def _without_memory() -> Iterator[None]:
     with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as hf_logging
 
 from fedpeat.core import ConfigError, ModelError, StorageError, nearest, shorten
-from fedpeat.models.build import ATTENTIONS, DTYPES, build_skeleton, describe
+from fedpeat.models.build import ATTENTIONS, DTYPES, check_plain, describe
 
 PACKAGED = {"tiny_docs": Path(__file__).parent / "tiny_docs"}
 """Models that come with this package, by name."""
@@ -67,7 +67,7 @@ def load_model(
         raise ConfigError(f"cannot load in model.dtype={dtype!r}", nearest(dtype, DTYPES))
     if attention not in ATTENTIONS:
         raise ConfigError(f"cannot load with model.attention={attention!r}", nearest(attention, ATTENTIONS))
-    place = _place(str(name))
+    place = locate_model(str(name))
     with _quiet():
         _check_is_causal(place, name, revision)
         model = _load_weights(place, name, dtype=dtype, attention=attention, revision=revision)
@@ -78,8 +78,15 @@ def load_model(
     return LoadedModel(model.eval().to(device), tokenizer, str(name))  # type: ignore[arg-type]
 
 
-def _place(name: str) -> str:
-    """Return the folder or hub id that `name` stands for; check a folder's files."""
+def locate_model(name: str) -> str:
+    """Return the folder or hub id that `name` stands for.
+
+    Args:
+        name: A hub id, a local folder, or the name of a packaged model.
+
+    Raises:
+        ModelError: If it looks like a folder and is none, or the folder lacks a config or safetensors.
+    """
     folder = PACKAGED.get(name, Path(name).expanduser())
     if not folder.is_dir():
         looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name in PACKAGED
@@ -159,13 +166,7 @@ def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
         StorageError: If the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
-    # Tied parameters under all their names: a skeleton's are not tied yet.
-    skeleton = build_skeleton(describe(loaded.model))
-    expected = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
-    extra = sorted({name for name, _ in loaded.model.named_parameters(remove_duplicate=False)} ^ expected)
-    if extra:
-        found = f"its parameters are not those of a {type(loaded.model).__name__}: {shorten(extra, 3)}"
-        raise ModelError("cannot save the model", found, "merge or remove attached PEFT layers first")
+    check_plain(loaded.model, describe(loaded.model), what="save the model")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as partial, _quiet():
@@ -175,9 +176,8 @@ def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
             for path in sorted(Path(partial).iterdir()):
                 path.replace(folder / path.name)
     except OSError as error:
-        raise StorageError(
-            f"cannot save the model to {folder}", str(error), "free some space, check the folder"
-        ) from error
+        remedy = "free some space or choose another folder"
+        raise StorageError(f"cannot save the model to {folder}", str(error), remedy) from error
     return folder
 
 
@@ -189,10 +189,7 @@ def _told(name: str | Path, remedy: str, what: str = "model") -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = " ".join(lines)[:400] or type(error).__name__
         if "trust_remote_code" in str(error):
-            found, remedy = (
-                "it needs code of its own (trust_remote_code)",
-                "such code is never run: choose another model",
-            )
+            found, remedy = "it needs code of its own (trust_remote_code)", "such code is never run: use another model"
         raise ModelError(f"cannot load {what} {str(name)!r}", found, remedy) from error
 
 

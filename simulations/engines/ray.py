@@ -89,7 +89,7 @@ class RayEngine:
                 raise EngineError(
                     "Flower's simulation runtime failed",
                     f"{error} ({error.__cause__ or 'no cause given'})",
-                    "check that engine.cpus_per_client and engine.gpus_per_client fit the machine, or use engine=serial",
+                    "see that engine.cpus_per_client and engine.gpus_per_client fit the machine, or use engine=serial",
                 ) from error
         if "error" in outcome:
             raise outcome["error"]
@@ -119,8 +119,9 @@ class RayEngine:
                 logging_level=logging.ERROR,
             )
         except Exception as error:
+            where = f"at {self.address}" if self.address else f"with {self.workers} workers here"
             raise EngineError(
-                f"Ray could not start ({'address ' + self.address if self.address else f'{self.workers} workers here'})",
+                f"Ray could not start {where}",
                 str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
                 "check engine.address, free memory and /dev/shm, or use engine=serial",
             ) from error
@@ -168,7 +169,7 @@ def ray(
     """
     if cpus_per_client <= 0 or gpus_per_client < 0 or (workers is not None and workers < 1):
         raise ConfigError(
-            f"engine.workers={workers} engine.cpus_per_client={cpus_per_client} engine.gpus_per_client={gpus_per_client}",
+            f"engine.workers={workers}, cpus_per_client={cpus_per_client}, gpus_per_client={gpus_per_client}",
             "workers must be at least 1, CPUs above 0, GPUs at least 0",
             "leave engine.workers at null to use all CPUs",
         )

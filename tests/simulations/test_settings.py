@@ -13,9 +13,11 @@ def test_the_defaults_compose_into_plain_values():
     assert type(settings["model"]) is dict
 
 
-PROMISED = """model.name model.split.first model.split.last emulator.kept_blocks peft.rank data.text_field data.client_field
-data.partitioner clients.count clients.per_round client.local_steps client.batch_size client.learning_rate server.train
-rounds evaluate_every seed""".split()
+PROMISED = (
+    *("model.name", "model.split.first", "model.split.last", "emulator.kept_blocks", "peft.rank", "data.text_field"),
+    *("data.client_field", "data.partitioner", "clients.count", "clients.per_round", "client.local_steps"),
+    *("client.batch_size", "client.learning_rate", "server.train", "rounds", "evaluate_every", "seed"),
+)
 
 
 def test_promised_keys_exist():

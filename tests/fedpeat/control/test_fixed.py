@@ -37,7 +37,8 @@ def test_sampling_is_uniform():
 
 
 def test_steps_add_up_and_single_devices_may_differ():
-    chosen = control(per_round=20, local_steps_of={"client-3": 9}, emulator_of={"client-4": "kept_2"}, rank_of={"client-5": 2})
+    own = {"local_steps_of": {"client-3": 9}, "emulator_of": {"client-4": "kept_2"}, "rank_of": {"client-5": 2}}
+    chosen = control(per_round=20, **own)
     first, second = plans(chosen, 2)
     assert (first.start_step, second.start_step, first.total_steps) == (0, 3, 12)
     of = {device.client: device for device in first.devices}
@@ -49,7 +50,7 @@ def test_steps_add_up_and_single_devices_may_differ():
 
 @pytest.mark.parametrize("per_round", [0, 21])
 def test_more_clients_than_there_are(per_round):
-    with pytest.raises(ConfigError, match="clients.per_round"):
+    with pytest.raises(ConfigError, match=r"clients\.per_round"):
         control(per_round=per_round)
 
 

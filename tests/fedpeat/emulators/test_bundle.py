@@ -155,6 +155,13 @@ def test_builders_that_go_astray(block, message, loaded, tmp_path):
         write_bundle(loaded, split=SPLIT, builder=astray, folder=tmp_path)
 
 
+def test_a_model_with_layers_attached(miniature, tmp_path):
+    loaded = miniature("llama", blocks=6)
+    loaded.model.model.layers[0].mlp.up_proj.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ModelError, match=r"cannot write a bundle; .*up_proj\.extra\.bias"):
+        write(loaded, tmp_path)
+
+
 def test_any_adapter_keeps_the_order_of_depth(loaded, tmp_path):
     bundle = write(loaded, tmp_path, kept=2, split=make_split(6, blocks=[1, 3]))
     assert (bundle.sources, bundle.adapter_positions) == ((0, 1, 3, 5), (1, 2))
