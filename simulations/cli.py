@@ -108,13 +108,14 @@ def hydra_command(rest: list[str], *, config_name: str, task: Callable[[Any], in
     """Hand over to Hydra after checking the overrides; return the worst exit code of its jobs."""
     import hydra
     from hydra import initialize_config_dir
+    from hydra._internal.utils import get_args_parser
     from hydra.core.global_hydra import GlobalHydra
 
     from simulations.settings import check_overrides, conf_folder
 
-    if not {"--help", "-h", "--hydra-help", "--info", "-i"} & set(rest):
+    if not {"--help", "-h", "--hydra-help"} & set(rest):
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            check_overrides([word for word in rest if not word.startswith("-")], config_name=config_name)
+            check_overrides(get_args_parser().parse_args(rest).overrides, config_name=config_name)
         GlobalHydra.instance().clear()
     codes: list[int] = []
 

@@ -10,7 +10,8 @@ from flwr.serverapp import Grid
 
 from fedpeat.core import EngineError
 
-POLL_SECONDS = 0.005
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.005, 0.02
+"""First and longest wait between looks for replies: workers on this machine need the CPU that looking takes."""
 TIMEOUT = 101
 """Error code of the reply that stands in for one that did not come in time."""
 
@@ -41,7 +42,7 @@ def exchange(
     waiting: dict[str, int] = {}  # message id -> position
     sent: dict[int, Message] = {}
     ready: dict[int, Message] = {}
-    position, pushed = 0, 0
+    position, pushed, nap = 0, 0, POLL_SECONDS
     while True:
         if deadline is not None and time.monotonic() > deadline:
             yield from _give_up(queue, sent, ready, position, pushed)
@@ -54,8 +55,13 @@ def exchange(
             return
         if stop is not None and stop.is_set():
             raise Interrupted
-        if not _collect(grid, waiting, ready):
-            time.sleep(POLL_SECONDS)
+        looked = time.perf_counter()
+        if _collect(grid, waiting, ready):
+            nap = POLL_SECONDS
+        else:
+            # Looking takes longer the more is on its way: at most a tenth of the time goes into it.
+            time.sleep(max(nap, 9 * (time.perf_counter() - looked)))
+            nap = min(1.5 * nap, LONGEST_POLL_SECONDS)
         while position in ready:
             del sent[position]
             yield ready.pop(position)

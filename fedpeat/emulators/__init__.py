@@ -5,7 +5,7 @@ adapter, embeddings, head, config and tokenizer into one content-addressed folde
 `build_emulated` makes a device's model from it alone. `full_view` shows a full model in the same way.
 
 To add one more: a function of flat keywords that returns a `Builder` (`Blocks -> Blocks`, a name, its settings), beside
-`uniform` in `select.py` or in a file of its own, and a line in `__all__`; then run it through `tests/laws/test_surgery.py`.
+`uniform` in `select.py` or in a file of its own, and a line in `__all__`; its laws are in `tests/laws/test_surgery.py`.
 """
 
 from fedpeat.emulators.blocks import Block, Blocks, Builder, chain

@@ -118,7 +118,7 @@ class RayEngine:
                 log_to_driver=os.environ.get("FEDPEAT_DEBUG") == "1",
                 logging_level=logging.ERROR,
             )
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # Ray exits where it cannot reach an address
             where = f"at {self.address}" if self.address else f"with {self.workers} workers here"
             raise EngineError(
                 f"Ray could not start {where}",
