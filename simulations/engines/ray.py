@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -111,6 +112,7 @@ class RayEngine:
         if self.memory_mib:
             here["object_store_memory"] = self.memory_mib * 2**20
         try:
+            _reach(self.address)
             ray.init(
                 address=self.address,
                 **({} if self.address else here),
@@ -125,6 +127,13 @@ class RayEngine:
                 str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
                 "check engine.address, free memory and /dev/shm, or use engine=serial",
             ) from error
+
+
+def _reach(address: str | None) -> None:
+    """Raise OSError where nothing listens at `host:port`: Ray itself would wait for minutes, then exit."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _nodes(grid: Grid, slots: int) -> list[int]:
