@@ -106,7 +106,12 @@ class RayEngine:
             [*(path for path in sys.path if path), os.environ.get("PYTHONPATH", "")]
         )
         environment["PYTHONWARNINGS"] = "ignore"
-        here: dict[str, Any] = {"num_cpus": self.workers * self.cpus_per_client, "include_dashboard": False}
+        here: dict[str, Any] = {
+            "num_cpus": self.workers * self.cpus_per_client,
+            "include_dashboard": False,
+            # Free a message at once: Ray would keep a second's worth of them, 300 MB where updates have 10 MB each.
+            "_system_config": {"free_objects_period_milliseconds": 0},
+        }
         if self.gpus_per_client:
             here["num_gpus"] = self.workers * self.gpus_per_client
         if self.memory_mib:
