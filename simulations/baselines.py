@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
-from fedpeat.core import DevicePlan, Evaluation, RoundPlan, RoundReport, add
-from fedpeat.wire import to_arrays
+from fedpeat.codecs import none
+from fedpeat.core import DevicePlan, Evaluation, GlobalState, RoundPlan, RoundReport, add
 from simulations.exchange import exchange
-from simulations.federation import Federation, Observer, strategy_for
+from simulations.federation import Federation, Observer, put_into, strategy_for
+from strategies import start
+from strategies.general import fed_avg
 
 
 class Quietly:
@@ -53,22 +55,22 @@ def run_local_only(
             client=name,
             local_steps=federation.rounds * control.local_steps_of.get(name, control.local_steps),
             emulator=control.emulator_of.get(name, "default"),
-            extras=control.extras,
         )
         for name in sorted(control.clients)
     )
     total = federation.rounds * control.local_steps
     plan = RoundPlan(round=1, start_step=0, total_steps=total, devices=devices)
-    alone = replace(federation, timeout_seconds=None)
+    # Alone there is nobody to aggregate with: plain training, whatever the strategy, and nobody to attack.
+    alone = replace(federation, recipe=fed_avg(), codec=none(), attacks={}, timeout_seconds=None)
     strategy = strategy_for(alone, nodes, Quietly(observer), server=False, local=True)
     strategy.job = {**strategy.job, "state_folder": None}
-    strategy.begin(plan, federation.initial, None)
-    messages = strategy.configure_train(1, to_arrays(federation.initial), ConfigRecord(), grid)
+    strategy.begin(plan, start(alone.recipe, federation.initial))
+    messages = strategy.configure_train(1, ArrayRecord(), ConfigRecord(), grid)
     replies = exchange(grid, messages, window=federation.window, stop=stop)
     results: dict[str, Evaluation] = {}
     for update in strategy.updates(1, replies):
-        federation.full.write(add(federation.initial, update.delta))
-        results[update.client] = federation.evaluator(federation.full.model)
+        tuned = put_into(federation.full, GlobalState(add(federation.initial, update.delta)))
+        results[update.client] = federation.evaluator(tuned.model)
         observer.message(
             f"alone: {update.client} reaches plug-in perplexity {results[update.client].perplexity:.2f}"
             f" ({len(results)} of {len(devices)})"

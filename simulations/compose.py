@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
 from fedpeat.client import TrainingSpec, build_optimizer
 from fedpeat.client.app import resolve_device
 from fedpeat.control import FixedControl
-from fedpeat.core import ConfigError, FedPeatError
-from fedpeat.data import POOLED, FederatedData, Rows, open_rows
+from fedpeat.core import ConfigError, Evaluation, digest
+from fedpeat.data import POOLED, FederatedData, open_rows
 from fedpeat.emulators import Bundle, build_emulated, full_view, open_bundle, write_bundle
-from fedpeat.models import LoadedModel, Split, find_blocks, load_model, make_split
+from fedpeat.models import LoadedModel, Split, find_blocks, load_model, make_split, model_tensors
 from fedpeat.peft import Tuned, attach
 from fedpeat.server import Participant
-from simulations.federation import Evaluator, Federation, Observer
+from simulations.building import built
+from simulations.conditions import attackers_of, check_recipe, codec_of, personal_of
+from simulations.evaluation import Evaluator, rows_at, spread
+from simulations.federation import Federation, Observer
+from simulations.zero_shot import cached_evaluation
 from strategies import Recipe
 
 Settings = Mapping[str, Any]
@@ -43,23 +45,6 @@ class Composed:
     data: FederatedData
 
 
-def built(node: Mapping[str, Any], **more: Any) -> Any:
-    """Return what the builder named by `node["_target_"]` makes of its flat keywords.
-
-    Raises:
-        ConfigError: If a keyword does not fit; errors of ours pass unchanged.
-    """
-    try:
-        return instantiate({**node, **more})
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, FedPeatError):
-            raise cause from error
-        raise ConfigError(
-            f"cannot build {node.get('_target_')}", str(error).splitlines()[0], "see docs/configuration.md"
-        ) from error
-
-
 def compose(
     settings: Settings, data: FederatedData, *, folder: Path, cache: Path, workers: int, observer: Observer
 ) -> Composed:
@@ -82,22 +67,22 @@ def compose(
     recipe: Recipe = built(settings["strategy"])
     control = control_of(settings, data, recipe)
     evaluation = settings["evaluation"]
-    rows = at_most(open_rows(data.folder, "server", "test"), evaluation["max_rows"])
+    held_out = open_rows(data.folder, "server", "test")
+    rows = rows_at(held_out, spread(len(held_out), evaluation["max_rows"]))
     evaluator = Evaluator(rows, evaluation["batch_size"], evaluation["threads"], device)
 
-    observer.message(f"evaluating {loaded.name} before tuning")
-    zero_shot = {"full_zero_shot": evaluator(loaded.model)}
     bundles = bundles_of(settings, loaded, split, cache / "bundles")
-    emulated: dict[str, Tuned] = {}
-    for key, bundle in bundles.items():
-        if len(bundle.sources) == split.count:
-            continue  # nothing was left out: it is the full model, to the bit
-        view = build_emulated(bundle, device=device)
-        name = "emulator_zero_shot" if key == "default" else f"emulator_zero_shot/{key}"
-        zero_shot[name] = evaluator(view.model)
-        emulated[key] = attached(settings, view)
-    zero_shot.setdefault("emulator_zero_shot", zero_shot["full_zero_shot"])
+    views = {  # where nothing was left out, the emulated model is the full one, to the bit
+        key: build_emulated(bundle, device=device)
+        for key, bundle in bundles.items()
+        if len(bundle.sources) < split.count
+    }
+    observer.message(f"evaluating {loaded.name} before tuning")
+    on = {**evaluation, "device": device, "data": data.folder.name, "attention": settings["model"]["attention"]}
+    zero_shot = zero_shot_of(loaded, views, bundles, evaluator, on=on, cache=cache / "evaluations")
+    emulated = {key: attached(settings, view) for key, view in views.items()}
     full = attached(settings, full_view(loaded, split))
+    check_recipe(settings, recipe, full.layout)
     spec = spec_of(settings, full)
     job = {
         "seed": settings["seed"],
@@ -124,18 +109,45 @@ def compose(
         timeout_seconds=settings["round"]["timeout_seconds"],
         workers=workers,
         seed=settings["seed"],
-        initial=full.read(),
+        method=settings["peft"],
+        codec=codec_of(settings, recipe),
+        attacks=attackers_of(settings, control.clients),
+        personal=personal_of(recipe, data, folder=str(folder / "clients"), max_rows=evaluation["max_rows"]),
+        exactness=evaluation["exactness"],
     )
     return Composed(federation, loaded, split, bundles, data)
 
 
-def at_most(rows: Rows, limit: int | None) -> Rows:
-    """Return at most `limit` rows, at even distances, so that every client's stay represented."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    chosen = torch.linspace(0, len(rows) - 1, limit).round().long()
-    mask = None if rows.attention_mask is None else rows.attention_mask[chosen]
-    return Rows(rows.input_ids[chosen], rows.labels[chosen], mask)
+def zero_shot_of(
+    loaded: LoadedModel,
+    views: Mapping[str, Any],
+    bundles: Mapping[str, Bundle],
+    evaluator: Evaluator,
+    *,
+    on: Mapping[str, Any],
+    cache: Path,
+) -> dict[str, Evaluation]:
+    """Return the evaluations before tuning, of the full model and each emulated one, from the cache if they are there.
+
+    Args:
+        loaded: The full model.
+        views: The emulated models by key, before PEFT.
+        bundles: What they were built from.
+        evaluator: How to score.
+        on: What else the numbers depend on: rows, batch size, threads, device.
+        cache: Where evaluations are kept.
+    """
+
+    def scored(model: Any, content: str) -> Evaluation:
+        return cached_evaluation(cache, {**on, "model": content, "torch": torch.__version__}, lambda: evaluator(model))
+
+    tensors = {name: tensor for name, tensor, _ in model_tensors(loaded.model)}
+    zero_shot = {"full_zero_shot": scored(loaded.model, digest(tensors))}
+    for key, view in views.items():
+        name = "emulator_zero_shot" if key == "default" else f"emulator_zero_shot/{key}"
+        zero_shot[name] = scored(view.model, bundles[key].version)
+    zero_shot.setdefault("emulator_zero_shot", zero_shot["full_zero_shot"])
+    return zero_shot
 
 
 def load_model_of(settings: Settings, device: str) -> LoadedModel:
@@ -185,6 +197,13 @@ def control_of(settings: Settings, data: FederatedData, recipe: Recipe) -> Fixed
         ConfigError: If ranks differ between devices and the recipe cannot mix them.
     """
     control, clients = settings["control"], settings["clients"]
+    ranks, peft = control["rank"], settings["peft"]
+    if ranks and (peft["kind"] != "lora" or not all(1 <= int(rank) <= peft["rank"] for rank in ranks.values())):
+        raise ConfigError(
+            f"control.rank={ranks} must be LoRA ranks from 1 to peft.rank",
+            f"peft={peft['kind']}, peft.rank={peft.get('rank')}",
+            "choose peft=lora and raise peft.rank to the largest rank of a device",
+        )
     if control["rank"] and not recipe.mixes_ranks:
         raise ConfigError(
             f"control.rank={control['rank']} asks for different ranks",
@@ -203,7 +222,6 @@ def control_of(settings: Settings, data: FederatedData, recipe: Recipe) -> Fixed
         local_steps_of=control["local_steps"],
         emulator_of={client: f"kept_{kept}" for client, kept in control["kept_blocks"].items()},
         rank_of=control["rank"],
-        extras=recipe.client,
     )
 
 

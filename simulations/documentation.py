@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from fedpeat.core import METRICS, ConfigError, write_text
+from simulations.strategy_table import HEADINGS, strategy_rows, table_cells
 
 NOTICE = "<!-- Written by `make docs`; change the source it names, not this page. -->"
 FIXED = ("_target_", "kind")
@@ -232,14 +233,32 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+BEGIN, END = "<!-- The table below is written by `make docs`. -->\n", "<!-- End of the written table. -->\n"
+
+
+def strategies_page(text: str, conf_folder: str | Path) -> str:
+    """Return `docs/strategies.md` with its table of strategies written anew; the rest of `text` stays.
+
+    Raises:
+        ConfigError: If the page has no place for the table.
+    """
+    if BEGIN not in text or END not in text:
+        raise ConfigError("cannot write the table of strategies", "docs/strategies.md has no marks for it", BEGIN + END)
+    before, rest = text.split(BEGIN, 1)
+    table = _table(HEADINGS, [table_cells(row) for row in strategy_rows(Path(conf_folder))])
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}"
+
+
 def write_pages(docs_folder: str | Path, conf_folder: str | Path) -> None:
-    """Write `metrics.md` and `configuration.md`.
+    """Write `metrics.md`, `configuration.md` and the table in `strategies.md`.
 
     Raises:
         StorageError: If the folder cannot be written.
     """
     write_text(Path(docs_folder) / "metrics.md", metrics_page())
     write_text(Path(docs_folder) / "configuration.md", configuration_page(conf_folder))
+    page = Path(docs_folder) / "strategies.md"
+    write_text(page, strategies_page(page.read_text(encoding="utf-8"), conf_folder))
 
 
 if __name__ == "__main__":

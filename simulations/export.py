@@ -3,14 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from fedpeat.core import Tensors
+from fedpeat.core import GlobalState
 from fedpeat.models import save_model
 from fedpeat.peft import export_adapter, merged_model
 from simulations.compose import Composed
+from simulations.federation import put_into
 
 
-def export(composed: Composed, tensors: Tensors, folder: Path) -> dict[str, str]:
-    """Write the plug-in model tuned by `tensors`.
+def export(composed: Composed, state: GlobalState, folder: Path) -> dict[str, str]:
+    """Write the plug-in model tuned to `state`.
 
     `folder/adapter` is a PEFT adapter on the full model (where the method has one), `folder/model` the full model with
     the tuning merged into its weights; `AutoModelForCausalLM` and `PeftModel.from_pretrained` load them.
@@ -21,8 +22,7 @@ def export(composed: Composed, tensors: Tensors, folder: Path) -> dict[str, str]
     Raises:
         StorageError: If the disk is full.
     """
-    full = composed.federation.full
-    full.write(tensors)
+    full = put_into(composed.federation.full, state)
     written: dict[str, str] = {}
     if export_adapter(full, folder / "adapter", composed.loaded.name):
         written["adapter"] = str(folder / "adapter")

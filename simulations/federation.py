@@ -1,15 +1,15 @@
 """The round loop: plan, train, aggregate, evaluate, report, keep."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
+from fedpeat.codecs import Codec, none
 from fedpeat.control import FixedControl
 from fedpeat.core import (
     ClientFailure,
@@ -17,20 +17,19 @@ from fedpeat.core import (
     DevicePlan,
     EngineError,
     Evaluation,
+    GlobalState,
     RoundPlan,
     RoundReport,
     RunState,
     Tensors,
     count_bytes,
-    peak_gpu_mib,
-    peak_rss_mib,
 )
-from fedpeat.data import Rows
 from fedpeat.peft import Tuned
-from fedpeat.server import History, Participant, evaluate, margins, write_checkpoint
-from fedpeat.wire import to_arrays
+from fedpeat.server import History, Participant, write_checkpoint
+from simulations.evaluation import Evaluator, Personal
 from simulations.exchange import exchange
-from strategies import Recipe
+from simulations.round_report import Clock, report_before, report_of
+from strategies import Recipe, start
 from strategies.flower import RecipeStrategy
 
 WINDOW_BYTES = 64 * 2**20
@@ -61,27 +60,6 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Evaluator:
-    """The server's evaluations: the same held-out rows for every model.
-
-    Attributes:
-        rows: Held-out rows.
-        batch_size: Rows a forward pass.
-        threads: Torch threads.
-        device: Where the models are.
-    """
-
-    rows: Rows
-    batch_size: int
-    threads: int
-    device: str
-
-    def __call__(self, model: Any) -> Evaluation:
-        """Return how well `model` predicts the held-out rows."""
-        return evaluate(model, self.rows, batch_size=self.batch_size, threads=self.threads, device=self.device)
-
-
-@dataclass(frozen=True)
 class Federation:
     """A run, composed: everything that the round loop needs, built once.
 
@@ -95,6 +73,11 @@ class Federation:
         zero_shot: Evaluations before tuning: `full_zero_shot`, `emulator_zero_shot`.
         evaluator: The server's evaluations.
         participant: The server's own part, or None.
+        method: The PEFT method of clients, for those whose rank is their own.
+        codec: How clients send their deltas.
+        attacks: What attackers do, by client name.
+        personal: How each client's own model is scored, where the recipe has clients keep tensors.
+        exactness: Whether to measure each step on LoRA against the mean of the clients' products.
         rounds: How many.
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
         min_replies: Fewest usable client updates of a round.
@@ -118,11 +101,20 @@ class Federation:
     timeout_seconds: float | None
     workers: int
     seed: int
-    initial: Tensors = field(default_factory=dict)
+    method: Mapping[str, Any] = field(default_factory=dict)
+    codec: Codec = field(default_factory=none)
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    personal: Personal | None = None
+    exactness: bool = False
+
+    @property
+    def initial(self) -> Tensors:
+        """The travelling tensors before round 1."""
+        return self.full.initial
 
     @property
     def payload_bytes(self) -> int:
-        """Tensor payload of one message to a device, bytes."""
+        """Tensor payload of all travelling tensors, bytes: of a message to a device, for most recipes."""
         return count_bytes(self.initial)
 
     @property
@@ -136,36 +128,29 @@ class Federation:
         """Flower nodes to start: each message on its way has its own."""
         return min(self.window, len(self.control.clients))
 
-    def evaluate(self, tensors: Tensors) -> dict[str, Evaluation]:
-        """Return evaluations of the plug-in model and of each emulated one, tuned by `tensors`."""
-        self.full.write(tensors)
-        results = {"plug_in": self.evaluator(self.full.model)}
+    def evaluate(self, state: GlobalState) -> dict[str, Evaluation]:
+        """Return evaluations of the plug-in model and of each emulated one, tuned to `state`."""
+        results = {"plug_in": self.evaluator(put_into(self.full, state).model)}
         for key, tuned in self.emulated.items():
-            tuned.write(tensors)
             name = "emulator_tuned" if key == "default" else f"emulator_tuned/{key}"
-            results[name] = self.evaluator(tuned.model)
+            results[name] = self.evaluator(put_into(tuned, state).model)
         results.setdefault("emulator_tuned", results["plug_in"])
+        if self.personal is not None:
+            results["personal"] = self.personal(put_into(self.full, state), self.evaluator)
         return results
 
+    def method_at(self, rank: int | None) -> dict[str, Any]:
+        """Return the PEFT method of a device of this rank: of the run's own scaling."""
+        if rank is None:
+            return dict(self.method)
+        return {**self.method, "rank": rank, "alpha": self.method["alpha"] * rank / self.method["rank"]}
 
-@dataclass
-class _Clock:
-    """Seconds by part; what is in no part is overhead."""
 
-    started: float = field(default_factory=time.perf_counter)
-    parts: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "wire": 0.0})
-
-    def run(self, part: str, work: Callable[[], Any]) -> Any:
-        begin = time.perf_counter()
-        try:
-            return work()
-        finally:
-            self.parts[part] += time.perf_counter() - begin
-
-    def read(self) -> dict[str, float]:
-        total = time.perf_counter() - self.started
-        parts = {**self.parts, "train": max(0.0, self.parts["train"] - self.parts["wire"])}
-        return {"total": total, **parts, "overhead": max(0.0, total - sum(parts.values()))}
+def put_into(tuned: Tuned, state: GlobalState) -> Tuned:
+    """Return `tuned`, tuned to what a federation has learnt."""
+    tuned.fold(state.folds)
+    tuned.write(state.tensors)
+    return tuned
 
 
 def strategy_for(
@@ -188,15 +173,24 @@ def strategy_for(
         else:
             observer.client_done(event.client, event.metrics)
 
-    def bundle_of(device: DevicePlan) -> dict[str, str]:
-        return {"bundle": str(federation.bundles[device.emulator])}
+    def job_of(device: DevicePlan) -> dict[str, Any]:
+        return {
+            "bundle": str(federation.bundles[device.emulator]),
+            "method": federation.method_at(device.rank),
+            "attack": federation.attacks.get(device.client),
+        }
 
     return RecipeStrategy(
         federation.recipe,
         job=federation.job,
         node_of=lambda _: nodes[next(turn) % len(nodes)],
-        job_of=bundle_of,
+        job_of=job_of,
         server_update=federation.participant.train if server and federation.participant else None,
+        codec=federation.codec,
+        layout=federation.full.layout,
+        population=len(federation.control.clients),
+        seed=federation.seed,
+        exactness=federation.exactness and not local,
         min_replies=1 if local else federation.min_replies,
         timeout_seconds=federation.timeout_seconds,
         observer=told,
@@ -233,8 +227,7 @@ def run_rounds(
     history = History(folder) if folder else None
     state = RunState(
         round=0,
-        tensors=federation.initial,
-        server_step_state=federation.recipe.server.start(federation.initial),
+        shared=start(federation.recipe, federation.initial),
         control_state=federation.control.start(),
         global_step=0,
         seed=federation.seed,
@@ -258,13 +251,13 @@ def _rounds(
     observer: Observer,
     stop: threading.Event,
 ) -> Iterator[tuple[RoundReport, RunState]]:
-    report = _before(federation, state)
+    report = report_before(federation, state.shared)
     yield report, state
     while state.round < federation.rounds:
-        clock = _Clock()
+        clock = Clock()
         plan, control_state = federation.control.choose(report, state.control_state)
         observer.round_started(plan)
-        strategy.begin(plan, state.tensors, state.server_step_state)
+        strategy.begin(plan, state.shared)
         clock.run("train", lambda plan=plan: train_round(federation, grid, strategy, plan, stop))
         clock.parts["wire"] += strategy.wire_seconds
         done = strategy.aggregation
@@ -273,17 +266,16 @@ def _rounds(
         state = replace(
             state,
             round=plan.round,
-            tensors=done.tensors,
-            server_step_state=done.server_step_state,
+            shared=done.state,
             control_state=control_state,
             global_step=int(control_state["global_step"]),
         )
         due = plan.round % federation.evaluate_every == 0 or plan.round == federation.rounds
         evaluations: dict[str, Evaluation] = {}
         if due:
-            now = clock.run("evaluate", lambda tensors=done.tensors: federation.evaluate(tensors))
+            now = clock.run("evaluate", lambda shared=done.state: federation.evaluate(shared))
             evaluations = {**federation.zero_shot, **now}
-        report = _report(federation, plan, strategy, evaluations, clock)
+        report = report_of(plan, strategy, evaluations, clock)
         yield report, state
 
 
@@ -291,63 +283,6 @@ def train_round(
     federation: Federation, grid: Grid, strategy: RecipeStrategy, plan: RoundPlan, stop: threading.Event
 ) -> None:
     """Send a plan's work out and fold what comes back; the outcome is `strategy.aggregation`."""
-    begin = time.perf_counter()
-    arrays = to_arrays(strategy.tensors)
-    strategy.wire_seconds = time.perf_counter() - begin
-    messages = strategy.configure_train(plan.round, arrays, ConfigRecord(), grid)
+    messages = strategy.configure_train(plan.round, ArrayRecord(), ConfigRecord(), grid)
     replies = exchange(grid, messages, window=federation.window, timeout_seconds=federation.timeout_seconds, stop=stop)
     strategy.aggregate_train(plan.round, replies)
-
-
-def _before(federation: Federation, state: RunState) -> RoundReport:
-    """Return the report of round 0: the state before any training."""
-    clock = _Clock()
-    results = clock.run("evaluate", lambda: federation.evaluate(state.tensors))
-    return RoundReport(
-        round=0,
-        clients={},
-        failures=(),
-        evaluations={**federation.zero_shot, **results},
-        bytes_down=0,
-        bytes_up=0,
-        seconds=clock.read(),
-        metrics=margins({name: result.loss for name, result in results.items()}),
-    )
-
-
-def _report(
-    federation: Federation,
-    plan: RoundPlan,
-    strategy: RecipeStrategy,
-    evaluations: Mapping[str, Evaluation],
-    clock: _Clock,
-) -> RoundReport:
-    done = strategy.aggregation
-    participants = done.clients if done else {}
-    down = float(federation.payload_bytes)
-    clients = {
-        name: {**metrics, "bytes_down": 0.0, "bytes_up": 0.0} if name == "server" else {**metrics, "bytes_down": down}
-        for name, metrics in participants.items()
-    }
-    seconds = clock.read()
-    tokens = sum(metrics["train_tokens"] for metrics in clients.values())
-    losses = [metrics["train_loss"] for metrics in clients.values()]
-    workers = [metrics["peak_rss_mib"] for metrics in clients.values() if "peak_rss_mib" in metrics]
-    return RoundReport(
-        round=plan.round,
-        clients=clients,
-        failures=tuple(strategy.failures),
-        evaluations=evaluations,
-        bytes_down=int(down) * len(plan.devices),
-        bytes_up=int(sum(metrics["bytes_up"] for metrics in clients.values())),
-        seconds=seconds,
-        metrics={
-            "train_loss": sum(losses) / max(len(losses), 1),
-            "update_norm": done.update_norm if done else 0.0,
-            "tokens_per_second": tokens / max(seconds["train"], 1e-9),
-            "peak_rss_mib": max([peak_rss_mib(), *workers]),
-            "peak_gpu_mib": peak_gpu_mib(),
-            "global_step": float(plan.start_step),
-            **margins({name: result.loss for name, result in evaluations.items()}),
-        },
-    )

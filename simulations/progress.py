@@ -197,6 +197,8 @@ def _sentence(report: RoundReport, zero_shot: float | None) -> str:
         parts.append(f"plug-in {number(found['plug_in'])}")
         if zero_shot and report.round and math.isfinite(found["plug_in"]):
             parts[0] += f" ({100 * (found['plug_in'] / zero_shot - 1):+.0f} %)"
+    if "personal" in found:
+        parts.append(f"personal {number(found['personal'])}")
     if "emulator_tuned" in found:
         parts.append(f"emulated {number(found['emulator_tuned'])}")
     if "full_zero_shot" in found and report.round == 0:

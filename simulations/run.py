@@ -18,7 +18,8 @@ from fedpeat.core import EngineError, Evaluation, RoundReport, RunState, peak_rs
 from fedpeat.data import FederatedData, client_table, plot_clients
 from fedpeat.server import read_history
 from simulations.baselines import Quietly, run_local_only, whole_model_settings
-from simulations.compose import Composed, built, compose
+from simulations.building import built
+from simulations.compose import Composed, compose
 from simulations.corpus import cache_folder, prepare_data
 from simulations.exchange import Interrupted
 from simulations.export import export
@@ -97,7 +98,8 @@ class _Run:
         self.progress.message("preparing data")
         self.data = prepare_data(self.settings)
         write_json(self.folder / "clients.json", client_table(self.data))
-        plot_clients(self.data, self.folder / "figures" / "clients.png")
+        if self.settings["report"]:
+            plot_clients(self.data, self.folder / "figures" / "clients.png")
         self.progress.message(in_words_of(self.data))
         self.composed = self._compose(self.settings, self.folder)
         return self.composed
@@ -154,10 +156,11 @@ class _Run:
         )
         if self.composed and self.state and self.settings["export"]:
             self.progress.message("exporting the plugged-in model")
-            summary["export"] = export(self.composed, self.state.tensors, self.folder / "export")
+            summary["export"] = export(self.composed, self.state.shared, self.folder / "export")
         write_json(self.folder / "summary.json", summary)
-        clients = client_table(self.data) if self.data else []
-        write_report(self.folder, reports, summary, settings=self.settings, clients=clients)
+        if self.settings["report"]:
+            clients = client_table(self.data) if self.data else []
+            write_report(self.folder, reports, summary, settings=self.settings, clients=clients)
         self.tracker.finish(summary)
         return summary
 

@@ -18,7 +18,7 @@ from fedpeat.core import ConfigError, content_hash, nearest, shorten
 PACKAGED = Path(__file__).parent / "conf"
 CHECKOUT = Path(__file__).parent.parent / "conf"
 
-NOT_PART_OF_THE_RESULT = ("engine", "tracker", "cache", "export")
+NOT_PART_OF_THE_RESULT = ("engine", "tracker", "cache", "export", "report")
 """Settings that change how a run is executed, not what it computes: they are not in its hash."""
 
 
@@ -29,6 +29,7 @@ OPEN_MAPPINGS = (
     "control.rank",
     "data.partitioner_options",
     "peft.options",
+    "strategy.options",
 )
 """Keys that take any mapping. Their default in YAML is null: Hydra would let nobody add to an empty mapping."""
 

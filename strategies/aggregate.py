@@ -1,12 +1,26 @@
 """One round's updates to the next global state."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
+from fedpeat.core import (
+    ClientUpdate,
+    EngineError,
+    GlobalState,
+    Tensors,
+    add,
+    all_finite,
+    count_bytes,
+    norm,
+    with_prefix,
+    without_prefix,
+)
+from strategies.exactness import mean_change
+from strategies.recipe import Recipe
+from strategies.reducers import Situation
 
-from fedpeat.core import ClientUpdate, EngineError, Tensors, add, count_bytes, norm
-from strategies.recipes import Recipe
+REDUCER, SERVER = "reducer|", "server|"
+"""Prefixes in a global state's memory: the reducer's own and the server step's."""
 
 
 @dataclass(frozen=True)
@@ -14,40 +28,66 @@ class Aggregation:
     """The outcome of a round.
 
     Attributes:
-        tensors: The next global travelling state.
-        server_step_state: The next state of the recipe's server steps.
+        state: The next global state.
         clients: Metrics of each participant that counted, by name.
-        update_norm: Euclidean norm of the step taken.
+        update_norm: Euclidean norm of the step taken by the travelling tensors.
+        error: How far the step on LoRA is from the weighted mean of the clients' products, relative to its size; None
+            if it was not measured, or means nothing for the rule.
     """
 
-    tensors: Tensors
-    server_step_state: Tensors
+    state: GlobalState
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     update_norm: float = 0.0
+    error: float | None = None
+
+
+def start(recipe: Recipe, tensors: Tensors) -> GlobalState:
+    """Return the global state before round 1."""
+    return GlobalState(tensors, {}, with_prefix(SERVER, recipe.server.start(tensors)))
+
+
+def seen_by_recipe(situation: Situation) -> Situation:
+    """Return the situation as a reducer sees it: with its own memory only."""
+    own = without_prefix(REDUCER, situation.state.memory)
+    return replace(situation, state=replace(situation.state, memory=own))
 
 
 def aggregate(
     recipe: Recipe,
-    tensors: Tensors,
-    server_step_state: Tensors,
+    situation: Situation,
     updates: Iterable[ClientUpdate],
     *,
     min_replies: int = 1,
+    exactness: bool = False,
 ) -> Aggregation:
     """Fold `updates`, in the order given and one at a time, into the next global state.
 
+    Args:
+        recipe: The rule.
+        situation: The round's.
+        updates: One a participant.
+        min_replies: Fewest that make a round.
+        exactness: Whether to measure the step against the mean of the clients' products.
+
     Raises:
-        EngineError: If fewer than `min_replies` updates came.
+        EngineError: If fewer than `min_replies` updates came, or the next state would not be finite.
     """
-    folded = recipe.reduce.start()
+    state = situation.state
+    folded = recipe.reduce.start(seen_by_recipe(situation))
     clients: dict[str, Mapping[str, float]] = {}
+    measured = mean_change(situation, recipe.facts.exact) if exactness else None
     for update in updates:
+        if measured is not None:
+            measured.add(update)
         folded = recipe.reduce.add(folded, update)
+        sent = update.payload_bytes
+        if sent is None:
+            sent = count_bytes(update.delta) + count_bytes(update.extras)
         clients[update.client] = {
             **update.metrics,
             "weight": update.weight,
             "delta_norm": norm(update.delta),
-            "bytes_up": float(count_bytes(update.delta)),
+            "bytes_up": float(sent),
         }
     if len(clients) < max(min_replies, 1):
         raise EngineError(
@@ -55,10 +95,24 @@ def aggregate(
             f"{len(clients)} came",
             "mend the clients that failed, or lower round.min_replies",
         )
-    step, state = recipe.server.update(recipe.reduce.finish(folded), server_step_state)
-    return Aggregation(add(tensors, step), state, clients, norm(step))
+    step = recipe.reduce.finish(folded)
+    taken, server = recipe.server.update(step.tensors, without_prefix(SERVER, state.memory))
+    after = GlobalState(
+        {**state.tensors, **add({name: state.tensors[name] for name in taken}, taken)},
+        _folded(state.folds, step.folds),
+        {**with_prefix(REDUCER, step.memory), **with_prefix(SERVER, server)},
+    )
+    if not all_finite(after.tensors) or not all_finite(after.folds):
+        raise EngineError(
+            f"the global state of round {situation.round} must be finite",
+            f"strategy={recipe.name} made entries that are NaN or infinite",
+            "lower client.learning_rate or the strategy's server rate, or choose a robust strategy",
+        )
+    return Aggregation(after, clients, norm(taken), measured.error(after) if measured is not None else None)
 
 
-def start(recipe: Recipe, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return the server steps' state before round 1."""
-    return recipe.server.start(tensors)
+def _folded(folds: Tensors, more: Tensors) -> Tensors:
+    return {
+        **folds,
+        **{name: folds[name] + change if name in folds else change for name, change in more.items()},
+    }

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedpeat.codecs import Codec, none
 from fedpeat.core import (
     ClientFailure,
     ClientUpdate,
     DevicePlan,
     EngineError,
+    GlobalState,
+    Layout,
     RoundPlan,
-    Tensors,
     UpdateRefused,
-    all_finite,
-    check_like,
     count_bytes,
 )
 from fedpeat.wire import read_failure, read_update, to_arrays, train_message
-from strategies.aggregate import Aggregation, aggregate, start
-from strategies.recipes import Recipe
+from strategies.aggregate import Aggregation, aggregate, seen_by_recipe
+from strategies.recipe import Recipe
+from strategies.reducers import Situation
+from strategies.traffic import checked, tensors_down, tensors_up
 
 Observer = Callable[[ClientUpdate | ClientFailure], None]
+ServerUpdate = Callable[[RoundPlan, GlobalState, Mapping[str, Any]], ClientUpdate]
 
 
 class RecipeStrategy(Strategy):
@@ -42,19 +45,29 @@ class RecipeStrategy(Strategy):
         node_of: Flower's node id for a client's name.
         job_of: Returns what one device's job has beside `job` (its bundle, say).
         server_update: Returns the server's own update for a plan, or None where it takes no part.
+        codec: How clients send their deltas.
+        layout: The travelling tensors by role.
+        population: How many clients the federation has.
+        seed: The run's seed.
+        exactness: Whether to measure how near each step on LoRA is to the mean of the clients' products.
         min_replies: Fewest usable client updates of a round.
         timeout_seconds: How long a round may last.
         observer: Told of each update and failure as it comes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         recipe: Recipe,
         *,
         job: Mapping[str, Any],
         node_of: Callable[[str], int],
         job_of: Callable[[DevicePlan], Mapping[str, Any]] = lambda _: {},
-        server_update: Callable[[RoundPlan, Tensors], ClientUpdate] | None = None,
+        server_update: ServerUpdate | None = None,
+        codec: Codec | None = None,
+        layout: Layout | None = None,
+        population: int = 1,
+        seed: int = 0,
+        exactness: bool = False,
         min_replies: int = 1,
         timeout_seconds: float | None = None,
         observer: Observer = lambda _: None,
@@ -64,37 +77,48 @@ class RecipeStrategy(Strategy):
         self.node_of = node_of
         self.job_of = job_of
         self.server_update = server_update
+        self.codec = codec or none()
+        self.exactness = exactness
         self.min_replies = min_replies
         self.timeout_seconds = timeout_seconds
         self.observer = observer
         self.failures: list[ClientFailure] = []
         self.aggregation: Aggregation | None = None
-        self.tensors: Tensors = {}
-        self.server_step_state: Tensors = {}
+        self.situation = Situation(0, GlobalState({}), layout or Layout(), population, seed)
         self.plan: RoundPlan | None = None
         self.wire_seconds = 0.0
+        self.bytes_down: dict[str, int] = {}
 
-    def begin(self, plan: RoundPlan, tensors: Tensors, server_step_state: Tensors | None) -> None:
-        """Set what the next round starts from; a server-step state of None is that before round 1."""
+    def begin(self, plan: RoundPlan, state: GlobalState) -> None:
+        """Set what the next round starts from."""
         self.plan = plan
-        self.tensors = tensors
-        self.server_step_state = start(self.recipe, tensors) if server_step_state is None else server_step_state
+        self.situation = replace(self.situation, round=plan.round, state=state)
         self.failures = []
         self.aggregation = None
+        self.wire_seconds = 0.0
+        self.bytes_down = {}
 
     def configure_train(
         self,
         server_round: int,
-        arrays: ArrayRecord,
+        arrays: ArrayRecord,  # noqa: ARG002 (what travels is the recipe's choice)
         config: ConfigRecord,  # noqa: ARG002 (Flower's signature)
         grid: Grid,  # noqa: ARG002 (Flower's signature)
     ) -> Iterator[Message]:
-        """Yield one message a device of the plan; all share `arrays`."""
+        """Yield one message a device of the plan; devices of one rank share their tensors."""
         plan = self._plan(server_round)
         facts = {"round": plan.round, "start_step": plan.start_step, "total_steps": plan.total_steps}
+        seen, records = seen_by_recipe(self.situation), {}
         for device in plan.devices:
+            if device.rank not in records:
+                begin = time.perf_counter()
+                down = tensors_down(self.recipe, seen, self._half(device), device.rank)
+                records[device.rank] = (to_arrays(down), count_bytes(down))
+                self.wire_seconds += time.perf_counter() - begin
+            record, size = records[device.rank]
+            self.bytes_down[device.client] = size
             yield train_message(
-                self._job(device, facts), arrays, node=self.node_of(device.client), ttl_seconds=self.timeout_seconds
+                self._job(device, facts), record, node=self.node_of(device.client), ttl_seconds=self.timeout_seconds
             )
 
     def _plan(self, server_round: int) -> RoundPlan:
@@ -103,10 +127,19 @@ class RecipeStrategy(Strategy):
         return self.plan
 
     def _job(self, device: DevicePlan, facts: Mapping[str, Any]) -> dict[str, Any]:
-        return {**self.job, **facts, **asdict(device), **self.job_of(device), "weight_by": self.recipe.weight_by}
+        own = {
+            "weight_by": self.recipe.weight_by,
+            "codec": dict(self.codec.description),
+            "extras": self._half(device),
+        }
+        return {**self.job, **facts, **asdict(device), **own, **self.job_of(device)}
+
+    def _half(self, device: DevicePlan) -> dict[str, Any]:
+        """Return the recipe's client half, with what the plan changes of it for this device."""
+        return {**self.recipe.client(self.situation.round), **device.extras}
 
     def updates(self, server_round: int, replies: Iterable[Message]) -> Iterator[ClientUpdate]:
-        """Yield the usable updates among `replies`; note the failures.
+        """Yield the usable updates among `replies`, decoded; note the failures.
 
         Args:
             server_round: The round they must belong to.
@@ -117,15 +150,26 @@ class RecipeStrategy(Strategy):
                 if reply.has_error():
                     self._fail(read_failure(reply, client=device.client, server_round=server_round))
                     continue
-                begin = time.perf_counter()
-                update = read_update(reply)
-                self.wire_seconds += time.perf_counter() - begin
-                self._check(update, device)
+                update = self._read(reply, device)
             except UpdateRefused as error:
                 self._fail(ClientFailure(device.client, server_round, "refused", str(error)))
                 continue
             self.observer(update)
             yield update
+
+    def _read(self, reply: Message, device: DevicePlan) -> ClientUpdate:
+        begin = time.perf_counter()
+        state, layout = self.situation.state, self.situation.layout
+        update = checked(
+            read_update(reply),
+            client=device.client,
+            server_round=self.situation.round,
+            like=tensors_up(state.tensors, layout, self._half(device), device.rank),
+            half=self._half(device),
+            codec=self.codec,
+        )
+        self.wire_seconds += time.perf_counter() - begin
+        return update
 
     def _with_failures(self, found: str) -> str:
         reasons = {failure.reason: failure.client for failure in self.failures}
@@ -135,43 +179,36 @@ class RecipeStrategy(Strategy):
         self.failures.append(failure)
         self.observer(failure)
 
-    def _check(self, update: ClientUpdate, device: DevicePlan) -> None:
-        current = self.plan.round if self.plan else 0
-        what = f"the update of {device.client!r} in round {current}"
-        if update.round != current:
-            raise UpdateRefused(f"{what} must belong to it", f"it is of round {update.round}", "one reply a message")
-        if update.client != device.client:
-            raise UpdateRefused(f"{what} must be its own", f"it is signed {update.client!r}", "one name per client")
-        check_like(update.delta, self.tensors, what=what)
-        if not all_finite(update.delta):
-            raise UpdateRefused(f"{what} must be finite", "it has NaN or infinite entries", "lower its learning rate")
-
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold `replies` and then the server's own update into the next global state.
 
         Raises:
-            EngineError: If fewer usable updates came than `min_replies`.
+            EngineError: If fewer usable updates came than `min_replies`, or the rule cannot use what came.
         """
         plan = self._plan(server_round)
 
         def everyone() -> Iterator[ClientUpdate]:
             yield from self.updates(server_round, replies)
             if self.server_update is not None:
-                update = self.server_update(plan, self.tensors)
+                update = self.server_update(plan, self.situation.state, self.recipe.client(plan.round))
                 self.observer(update)
                 yield update
 
         extra = 1 if self.server_update is not None else 0
         try:
             self.aggregation = aggregate(
-                self.recipe, self.tensors, self.server_step_state, everyone(), min_replies=self.min_replies + extra
+                self.recipe,
+                self.situation,
+                everyone(),
+                min_replies=self.min_replies + extra,
+                exactness=self.exactness,
             )
         except EngineError as error:
             raise EngineError(error.asked, self._with_failures(error.found), error.remedy) from error
         metrics = MetricRecord({"update-norm": self.aggregation.update_norm})
-        return to_arrays(self.aggregation.tensors), metrics
+        return to_arrays(self.aggregation.state.tensors), metrics
 
     def configure_evaluate(
         self,
@@ -193,7 +230,3 @@ class RecipeStrategy(Strategy):
 
     def summary(self) -> None:
         """Log nothing: the report says what ran."""
-
-    def message_bytes(self) -> int:
-        """Return the tensor payload of one message to a device, bytes."""
-        return count_bytes(self.tensors)

@@ -5,6 +5,7 @@ weights and a tokenizer of one token a character. A test that takes an argument 
 FAMILIES; `named_family` is for tests that need only those that users are promised by name.
 """
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
     from fedpeat.models import LoadedModel
 
-# A busy machine is no failure.
-hypothesis.settings.register_profile("patient", deadline=None)
-hypothesis.settings.load_profile("patient")
+# A busy machine is no failure; nor does chance decide whether tests pass. New examples are searched for on purpose, with
+# HYPOTHESIS_PROFILE=search.
+hypothesis.settings.register_profile("patient", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("search", deadline=None, derandomize=False, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "patient"))
 
 NAMED = ("gpt2", "opt", "bloom", "llama", "mistral", "qwen3", "gemma2")
 FAMILIES = (*NAMED, "gpt_neox", "falcon", "phi", "qwen2", "gemma3", "mixtral", "odd")

@@ -8,6 +8,21 @@ To add one more schedule: a line in `schedules.SCHEDULES`. Optimisers are those 
 
 from fedpeat.client.optimizers import build_optimizer, optimizer_names
 from fedpeat.client.schedules import SCHEDULES
-from fedpeat.client.train import TrainingResult, TrainingSpec, train, weight_of
+from fedpeat.client.spec import Guidance, TrainingSpec
+from fedpeat.client.train import TrainingResult, train, weight_of
+from fedpeat.client.work import Store, Task, Worked, work
 
-__all__ = ["SCHEDULES", "TrainingResult", "TrainingSpec", "build_optimizer", "optimizer_names", "train", "weight_of"]
+__all__ = [
+    "SCHEDULES",
+    "Guidance",
+    "Store",
+    "Task",
+    "TrainingResult",
+    "TrainingSpec",
+    "Worked",
+    "build_optimizer",
+    "optimizer_names",
+    "train",
+    "weight_of",
+    "work",
+]

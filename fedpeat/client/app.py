@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,23 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedpeat.client.train import TrainingSpec, train, weight_of
+from fedpeat.client.attack import attacked, poisoned
+from fedpeat.client.spec import TrainingSpec
+from fedpeat.client.train import weight_of
+from fedpeat.client.work import Store, Task, work
+from fedpeat.codecs import from_description
 from fedpeat.core import (
+    EXTRA,
+    FOLD,
     ClientUpdate,
     FedPeatError,
     PeftError,
+    Tensors,
     content_hash,
     peak_gpu_mib,
     peak_rss_mib,
-    read_tensors,
-    write_tensors,
+    seed_for,
+    without_prefix,
 )
 from fedpeat.data import open_rows
 from fedpeat.emulators import build_emulated, open_bundle
@@ -64,7 +72,8 @@ def tuned_model(job: dict[str, Any]) -> Tuned:
         PeftError: If the frozen PEFT tensors differ from the server's.
     """
     device = resolve_device(job["device"])
-    key = content_hash([job["bundle"], job["method"], device])
+    # A method's own random start follows the seed: workers may serve runs of several seeds, one after the other.
+    key = content_hash([job["bundle"], job["method"], job["seed"], device])
     if key in _MODELS:
         _MODELS.move_to_end(key)
         return _MODELS[key]
@@ -98,27 +107,23 @@ def resolve_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def _run(job: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ClientUpdate:
+def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
     started = time.perf_counter()
     client = job["client"]
     tuned = tuned_model(job)
-    tuned.write(tensors)
-    rows = open_rows(Path(job["data"]), client, "train")
-    spec = TrainingSpec(**job["spec"])
-    kept = _optimizer_state_file(job)
-    result = train(
+    tuned.fold(without_prefix(FOLD, arrays))
+    rows = poisoned(open_rows(Path(job["data"]), client, "train"), job, client)
+    store = Store(job["state_folder"], client)
+    task = Task(client, job["local_steps"], job["start_step"], job["total_steps"], job["seed"], job["extras"])
+    result = work(
         tuned,
         rows,
-        spec=spec,
-        steps=job["local_steps"],
-        start_step=job["start_step"],
-        total_steps=job["total_steps"],
-        seed=job["seed"],
-        client=client,
-        optimizer_state=read_tensors(kept) if kept and kept.exists() else None,
+        task=task,
+        spec=TrainingSpec(**job["spec"]),
+        tensors={name: tensor for name, tensor in arrays.items() if not name.startswith((FOLD, EXTRA))},
+        extras=without_prefix(EXTRA, arrays),
+        store=store,
     )
-    if kept and result.optimizer_state is not None:
-        write_tensors(kept, result.optimizer_state)
     metrics = {
         **result.metrics,
         "train_rows": float(len(rows)),
@@ -128,11 +133,19 @@ def _run(job: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ClientUpdate:
     }
     if torch.cuda.is_available():
         metrics["peak_gpu_mib"] = peak_gpu_mib()
-    return ClientUpdate(client, job["round"], result.delta, weight_of(job["weight_by"], metrics), metrics)
+    weight = weight_of(job["weight_by"], metrics)
+    update = ClientUpdate(client, job["round"], result.delta, weight, metrics, extras=result.extras)
+    return encoded(attacked(update, job), job, store)
 
 
-def _optimizer_state_file(job: dict[str, Any]) -> Path | None:
-    """Return where this client keeps its optimiser's state between rounds, or None if it keeps none."""
-    if job["spec"].get("optimizer_state") != "keep" or not job["state_folder"]:
-        return None
-    return Path(job["state_folder"]) / content_hash(job["client"]) / "optimizer.safetensors"
+def encoded(update: ClientUpdate, job: dict[str, Any], store: Store) -> ClientUpdate:
+    """Return `update` as the job's codec sends it; the codec's memory goes on from, and into, the client's store."""
+    codec = from_description(job["codec"])
+    state = store.read("codec") if codec.stateful else {}
+    state = {name: value for name, value in state.items() if name in update.delta}
+    state = {**codec.start(update.delta), **state}
+    seed = seed_for(job["seed"], "codec", update.client, update.round)
+    delta, after = codec.encode(update.delta, state, seed)
+    if codec.stateful:
+        store.write("codec", {**store.read("codec"), **after})
+    return replace(update, delta=delta, encoding=dict(codec.description))

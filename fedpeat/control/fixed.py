@@ -21,7 +21,6 @@ class FixedControl:
         local_steps_of: Steps of single clients, by name.
         emulator_of: Emulator keys of single clients, by name.
         rank_of: PEFT ranks of single clients, by name.
-        extras: The recipe's client half, given to every device.
     """
 
     clients: Sequence[str]
@@ -32,7 +31,6 @@ class FixedControl:
     local_steps_of: Mapping[str, int] = field(default_factory=dict)
     emulator_of: Mapping[str, str] = field(default_factory=dict)
     rank_of: Mapping[str, int] = field(default_factory=dict)
-    extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check counts and names.
@@ -73,7 +71,6 @@ class FixedControl:
                 local_steps=self.local_steps_of.get(name, self.local_steps),
                 emulator=self.emulator_of.get(name, "default"),
                 rank=self.rank_of.get(name),
-                extras=self.extras,
             )
             for name in names
         )

@@ -18,6 +18,18 @@ from fedpeat.core.errors import (
     nearest,
     shorten,
 )
+from fedpeat.core.layout import (
+    EXTRA,
+    FOLD,
+    Layout,
+    LoraPair,
+    Part,
+    at_rank,
+    product,
+    rank_in,
+    with_prefix,
+    without_prefix,
+)
 from fedpeat.core.memory import peak_gpu_mib, peak_rss_mib
 from fedpeat.core.metrics import METRICS, Metric
 from fedpeat.core.seeds import seed_for
@@ -38,12 +50,15 @@ from fedpeat.core.values import (
     ClientUpdate,
     DevicePlan,
     Evaluation,
+    GlobalState,
     RoundPlan,
     RoundReport,
     RunState,
 )
 
 __all__ = [
+    "EXTRA",
+    "FOLD",
     "METRICS",
     "ClientFailure",
     "ClientUpdate",
@@ -53,8 +68,12 @@ __all__ = [
     "EngineError",
     "Evaluation",
     "FedPeatError",
+    "GlobalState",
+    "Layout",
+    "LoraPair",
     "Metric",
     "ModelError",
+    "Part",
     "PeftError",
     "RoundPlan",
     "RoundReport",
@@ -64,6 +83,7 @@ __all__ = [
     "UpdateRefused",
     "add",
     "all_finite",
+    "at_rank",
     "check_like",
     "content_hash",
     "count_bytes",
@@ -72,11 +92,15 @@ __all__ = [
     "norm",
     "peak_gpu_mib",
     "peak_rss_mib",
+    "product",
+    "rank_in",
     "read_json",
     "read_tensors",
     "seed_for",
     "shorten",
     "subtract",
+    "with_prefix",
+    "without_prefix",
     "write_json",
     "write_tensors",
     "write_text",

@@ -23,7 +23,10 @@ class Metric:
     meaning: str
 
 
-_MODELS = "for each of `full_zero_shot`, `emulator_zero_shot`, `emulator_tuned`, `plug_in`"
+_MODELS = (
+    "for each of `full_zero_shot`, `emulator_zero_shot`, `emulator_tuned`, `plug_in`; and `personal`, each client's own"
+    " model on its own text, where a recipe has clients keep tensors"
+)
 
 METRICS: tuple[Metric, ...] = (
     Metric("loss", "nats/token", "fedpeat.server", "down", f"Mean cross-entropy on held-out text, {_MODELS}."),
@@ -74,6 +77,14 @@ METRICS: tuple[Metric, ...] = (
         "tokens_per_second", "tokens/s", "simulations", "up", "Trained tokens of all participants over seconds.train."
     ),
     Metric("update_norm", "1", "strategies", "", "Euclidean norm of the step taken by the global state."),
+    Metric(
+        "aggregation_error",
+        "1",
+        "strategies",
+        "down",
+        "On LoRA: how far the step taken is from the weighted mean of the clients' products, over that mean's size;"
+        " only with `evaluation.exactness=true`.",
+    ),
     Metric("peak_rss_mib", "MiB", "fedpeat.core", "down", "Largest resident memory of a process so far."),
     Metric("peak_gpu_mib", "MiB", "fedpeat.core", "down", "Largest GPU memory allocated; only on a GPU."),
     Metric(

@@ -19,7 +19,7 @@ class DevicePlan:
         local_steps: Optimiser steps.
         emulator: Key of the emulator it trains against (`"default"`, or a name from the run's ladder).
         rank: PEFT rank, or None for the run's own; others only where the recipe can mix ranks.
-        extras: A recipe's client half as data (`proximal_mu`, `train_only`, ...).
+        extras: What differs for this device from the recipe's client half (`proximal_mu`, `train_only`, ...).
     """
 
     client: str
@@ -53,9 +53,13 @@ class ClientUpdate:
     Attributes:
         client: Its name (`"server"` for the server's own training).
         round: The round it belongs to.
-        delta: `local - global` for each travelling tensor, fp32, by canonical name.
+        delta: `local - global` for each travelling tensor that the recipe has sent, fp32, by canonical name; on its
+            way, what `encoding` made of it.
         weight: Its share in a weighted mean, before normalising.
         metrics: Numbers by metric name (`train_loss`, `train_tokens`, `train_seconds`, ...).
+        extras: What a recipe has clients send beside the delta (changes of control variates), by name.
+        encoding: The codec's description while `delta` is encoded; empty once it is a delta again.
+        payload_bytes: Tensor bytes that came over the wire; None for what never travelled.
     """
 
     client: str
@@ -63,6 +67,9 @@ class ClientUpdate:
     delta: Tensors
     weight: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    extras: Tensors = field(default_factory=dict)
+    encoding: Mapping[str, Any] = field(default_factory=dict)
+    payload_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,21 +155,35 @@ def _number(value: float | None) -> float:
 
 
 @dataclass(frozen=True)
+class GlobalState:
+    """What a federation has learnt.
+
+    Attributes:
+        tensors: The travelling tensors, fp32, by canonical name.
+        folds: What a recipe has added to base weights of the adapter blocks since the start, fp32, `(out, in)`, by the
+            LoRA layer's canonical name.
+        memory: What a recipe remembers on the server (momentum, control variates), by name.
+    """
+
+    tensors: Tensors
+    folds: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunState:
     """Everything of the server that survives a round: a checkpoint is this value, written down.
 
     Attributes:
         round: The last finished round; 0 before the first.
-        tensors: The global travelling state, fp32, by canonical name.
-        server_step_state: State of the recipe's server steps (momentum, ...), named tensors.
+        shared: What the federation has learnt.
         control_state: State of the controller, JSON-like.
         global_step: The federation's step after `round`.
         seed: The run's seed; samplers and all other random choices are derived from it, so they need no state.
     """
 
     round: int
-    tensors: Tensors
-    server_step_state: Tensors
+    shared: GlobalState
     control_state: Mapping[str, Any]
     global_step: int
     seed: int

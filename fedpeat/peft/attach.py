@@ -13,13 +13,16 @@ from transformers import PreTrainedModel
 from fedpeat.core import PeftError, nearest, seed_for
 from fedpeat.peft.methods import CHANGES_OUTPUT, build_config
 from fedpeat.peft.names import View
+from fedpeat.peft.pairs import ADAPTER_NAME
 from fedpeat.peft.precision import run_in_own_precision
-from fedpeat.peft.selection import ADAPTER_NAME, pick
+from fedpeat.peft.selection import pick
+from fedpeat.peft.square import put_cores
 from fedpeat.peft.targets import modules_in_blocks
 from fedpeat.peft.tuned import Tuned
 
 _KEYWORDS: Mapping[str, Mapping[str, Any]] = {
     "lora": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": None, "train_head": False},
+    "lora_sb": {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": None, "train_head": False},
     "full": {"train_embeddings": False, "train_head": False},
     "hf": {"type": None, "options": {}, "train_head": False},
 }
@@ -48,7 +51,8 @@ def attach(
     Args:
         model: A causal language model; a model takes one method.
         method: `kind` and its keywords. `lora`: `rank`, `alpha`, `dropout`, `targets` (names or their endings; None for
-            all linear layers), `train_head`. `full`: the adapter blocks' own weights, `train_embeddings`, `train_head`.
+            all linear layers), `train_head`. `lora_sb`: the same keywords; only a square core between fixed factors
+            trains. `full`: the adapter blocks' own weights, `train_embeddings`, `train_head`.
             `hf`: `type` and `options` of any HF `PeftConfig`, `train_head`.
         path: Where the blocks are, such as `model.layers`.
         sources: For each block position, its index in the full model.
@@ -79,6 +83,8 @@ def attach(
     config = _config(kind, chosen, model, modules)
     before = _probe(model, model.get_input_embeddings())
     wrapper = _wrap(model, config, seed)
+    if kind == "lora_sb":
+        put_cores(model, ADAPTER_NAME)
     tuned = pick(model, wrapper=wrapper, view=view, ends=ends, base=base, identity=False)
     return replace(tuned, identity_at_start=_unchanged(tuned, before, model, config))
 

@@ -4,12 +4,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import cast
 
+import torch
 from peft import get_peft_model_state_dict
+from torch import nn
 from transformers import PreTrainedModel
 
-from fedpeat.core import write_tensors
+from fedpeat.core import product, write_tensors
 from fedpeat.peft.names import View
-from fedpeat.peft.selection import ADAPTER_NAME
+from fedpeat.peft.pairs import ADAPTER_NAME
 from fedpeat.peft.tuned import Tuned
 
 _PREFIX = "base_model.model."
@@ -35,6 +37,12 @@ def export_adapter(tuned: Tuned, folder: str | Path, base_name: str) -> bool:
     tensors = get_peft_model_state_dict(wrapper, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
     named = {_rename(name, view): tensor.detach().clone() for name, tensor in tensors.items()}
     config = deepcopy(wrapper.peft_config[ADAPTER_NAME])
+    if tuned.folded or any(pair.r for pair in tuned.layout.pairs):
+        named |= _whole_changes(tuned)
+        named = {name: tensor for name, tensor in named.items() if not name.endswith((".basis", ".core"))}
+        rank = max(len(tensor) for name, tensor in named.items() if ".lora_A." in name)
+        for field, value in (("r", rank), ("lora_alpha", rank), ("use_rslora", False), ("init_lora_weights", True)):
+            setattr(config, field, value)
     config.base_model_name_or_path = base_name
     config.task_type = "CAUSAL_LM"
     config.inference_mode = True
@@ -49,6 +57,27 @@ def export_adapter(tuned: Tuned, folder: str | Path, base_name: str) -> bool:
     config.save_pretrained(str(folder))
     write_tensors(Path(folder) / "adapter_model.safetensors", named, {"format": "pt"})
     return True
+
+
+def _whole_changes(tuned: Tuned) -> dict[str, torch.Tensor]:
+    """Return factors, of one rank and scaling 1, of all that was changed in each LoRA layer, what is folded included.
+
+    An adapter that left out what a strategy folded into base weights would not be what was trained.
+    """
+    changes = {name: tuned.change_of(name) for name in tuned.layers}
+    for pair in tuned.layout.pairs:
+        if pair.r is None:  # some starts (PiSSA) take their product out of the base weight; it belongs to the base here
+            changes[pair.module] = changes[pair.module] - product(pair, tuned.initial)
+    triples = {name: torch.linalg.svd(change, full_matrices=False) for name, change in changes.items()}
+    ranks = [int((sizes > sizes[:1] * 1e-7).sum()) for _, sizes, _ in triples.values()]
+    rank = max(1, *ranks)
+    named: dict[str, torch.Tensor] = {}
+    for name, (left, sizes, right) in triples.items():
+        root = sizes[:rank].sqrt()
+        pad = rank - len(root)
+        named[f"{_PREFIX}{name}.lora_A.weight"] = nn.functional.pad(right[:rank] * root[:, None], (0, 0, 0, pad))
+        named[f"{_PREFIX}{name}.lora_B.weight"] = nn.functional.pad(left[:, :rank] * root, (0, pad))
+    return {name: tensor.contiguous() for name, tensor in named.items()}
 
 
 def _rename(name: str, view: View) -> str:

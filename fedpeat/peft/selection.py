@@ -8,10 +8,8 @@ from torch import nn
 
 from fedpeat.core import PeftError, digest
 from fedpeat.peft.names import View
+from fedpeat.peft.pairs import ADAPTER_NAME, layout_of, plain_layers
 from fedpeat.peft.tuned import Tuned
-
-ADAPTER_NAME = "default"
-"""HF peft's name for its one set of tensors; no part of a canonical name."""
 
 _PROMPT, _INNER = "prompt_encoder.", "base_model."
 
@@ -59,12 +57,16 @@ def pick(
     frozen = {name: tensor for name, tensor in frozen.items() if name not in trained}
     if not trained:
         raise PeftError("nothing would train", "the method has no trainable tensor here", "change peft.type or targets")
-    names = sorted(trained)
+    names = tuple(sorted(trained))
+    layers = {} if wrapper is None else plain_layers(model, view)
     prompt = wrapper.active_peft_config if wrapper and wrapper.active_peft_config.is_prompt_learning else None
     return Tuned(
         model=wrapper if wrapper and prompt else model,
-        names=tuple(names),
+        names=names,
         parameters=tuple(trained[name] for name in names),
+        initial={name: trained[name].detach().to("cpu", copy=True) for name in names},
+        layout=layout_of(layers, names),
+        layers=layers,
         frozen_digest=digest(frozen) if frozen else "",
         identity_at_start=identity,
         view=view,

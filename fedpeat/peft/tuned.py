@@ -1,15 +1,17 @@
 """A model with the tensors that train and travel picked out."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from fedpeat.core import Tensors, check_like
+from fedpeat.core import Layout, Tensors, check_like
 from fedpeat.peft.names import View
+from fedpeat.peft.pairs import change_of, set_folds
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,9 @@ class Tuned:
         frozen_digest: Hash of the method's own frozen tensors (random projections, index tensors), which every
             participant must have alike; "" if there are none.
         identity_at_start: Whether attaching the method left the model's output unchanged.
+        initial: What the trainable tensors were when the method was attached: alike for all participants of a run.
+        layout: The trainable tensors by role.
+        layers: The plain LoRA layers by canonical name: those that take folds.
         prompt_tokens: Length of the input prompt before the tokens, 0 without one.
         view: Where the blocks of `model` are and come from.
         wrapper: HF peft's own view of `model`, None for `full`.
@@ -43,9 +48,13 @@ class Tuned:
     frozen_digest: str
     identity_at_start: bool
     view: View
+    initial: Tensors = field(default_factory=dict, repr=False)
+    layout: Layout = field(default_factory=Layout, repr=False)
+    layers: Mapping[str, LoraLayer] = field(default_factory=dict, repr=False)
     prompt_tokens: int = 0
     wrapper: PeftModel | None = field(default=None, repr=False)
     compiled: dict[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
+    _originals: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -69,3 +78,25 @@ class Tuned:
         with torch.no_grad():
             for name, parameter in zip(self.names, self.parameters, strict=True):
                 parameter.copy_(tensors[name])
+
+    def fold(self, folds: Tensors) -> None:
+        """Make the base weight of each LoRA layer its original plus its fold `(out, in)`; without one, the original.
+
+        Raises:
+            PeftError: If a fold is for no LoRA layer of the adapter blocks, or of another shape.
+        """
+        set_folds(self.layers, self._originals, folds)
+
+    @property
+    def folded(self) -> bool:
+        """Whether anything is folded into base weights now."""
+        return bool(self._originals)
+
+    def change_of(self, layer: str) -> torch.Tensor:
+        """Return how far the weight of a plain LoRA layer is from its original, `(out, in)`, fp32: fold and factors."""
+        return change_of(self.layers[layer], self._originals.get(layer))
+
+    def only(self, names: Collection[str]) -> "Tuned":
+        """Return the same model with only these of its tensors as the trainable ones; it shares everything else."""
+        chosen = [(name, one) for name, one in zip(self.names, self.parameters, strict=True) if name in names]
+        return replace(self, names=tuple(name for name, _ in chosen), parameters=tuple(one for _, one in chosen))

@@ -8,9 +8,11 @@ To add one more number: a line in `fedpeat.core.METRICS`, its computation where 
 from fedpeat.server.checkpoint import read_checkpoint, write_checkpoint
 from fedpeat.server.evaluate import evaluate
 from fedpeat.server.history import History, read_history
+from fedpeat.server.participant import NAME as SERVER
 from fedpeat.server.participant import Participant, margins
 
 __all__ = [
+    "SERVER",
     "History",
     "Participant",
     "evaluate",

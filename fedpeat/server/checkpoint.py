@@ -5,10 +5,10 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from fedpeat.core import RunState, StorageError, read_tensors, write_tensors
+from fedpeat.core import GlobalState, RunState, StorageError, read_tensors, with_prefix, without_prefix, write_tensors
 
-FORMAT = "1"
-_GLOBAL, _SERVER_STEP = "global/", "server_step/"
+FORMAT = "2"
+_GLOBAL, _FOLDS, _MEMORY = "global/", "folds/", "memory/"
 
 
 def write_checkpoint(path: str | Path, state: RunState) -> None:
@@ -17,8 +17,12 @@ def write_checkpoint(path: str | Path, state: RunState) -> None:
     Raises:
         StorageError: If the disk is full or the folder cannot be written.
     """
-    tensors = {_GLOBAL + name: tensor for name, tensor in state.tensors.items()}
-    tensors |= {_SERVER_STEP + name: tensor for name, tensor in state.server_step_state.items()}
+    shared = state.shared
+    tensors = {
+        **with_prefix(_GLOBAL, shared.tensors),
+        **with_prefix(_FOLDS, shared.folds),
+        **with_prefix(_MEMORY, shared.memory),
+    }
     facts = {
         "round": state.round,
         "control_state": dict(state.control_state),
@@ -43,7 +47,9 @@ def read_checkpoint(path: str | Path) -> RunState:
         )
     facts = json.loads(metadata["state"])
 
-    def part(prefix: str) -> dict:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    return RunState(tensors=part(_GLOBAL), server_step_state=part(_SERVER_STEP), **facts)
+    shared = GlobalState(
+        tensors=without_prefix(_GLOBAL, tensors),
+        folds=without_prefix(_FOLDS, tensors),
+        memory=without_prefix(_MEMORY, tensors),
+    )
+    return RunState(shared=shared, **facts)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeat.client import TrainingSpec, train, weight_of
-from fedpeat.core import ClientUpdate, RoundPlan, Tensors
+from fedpeat.client import Store, Task, TrainingSpec, weight_of, work
+from fedpeat.core import ClientUpdate, GlobalState, RoundPlan
 from fedpeat.data import Rows
 from fedpeat.peft import Tuned
 
@@ -34,21 +34,19 @@ class Participant:
     weight_by: str
     seed: int
 
-    def train(self, plan: RoundPlan, tensors: Tensors) -> ClientUpdate:
-        """Return the server's update for the round of `plan`, trained from `tensors`."""
-        self.tuned.write(tensors)
-        result = train(
-            self.tuned,
-            self.rows,
-            spec=self.spec,
-            steps=self.steps,
-            start_step=plan.start_step,
-            total_steps=plan.total_steps,
-            seed=self.seed,
-            client=NAME,
+    def train(self, plan: RoundPlan, state: GlobalState, half: Mapping[str, Any]) -> ClientUpdate:
+        """Return the server's update for the round of `plan`, trained from `state` as the recipe's client half says.
+
+        What a recipe has clients keep (control variates, personal tensors) the server does without.
+        """
+        self.tuned.fold(state.folds)
+        task = Task(NAME, self.steps, plan.start_step, plan.total_steps, self.seed, half)
+        result = work(
+            self.tuned, self.rows, task=task, spec=self.spec, tensors=state.tensors, extras={}, store=Store(None, NAME)
         )
         metrics: dict[str, Any] = {**result.metrics, "train_rows": float(len(self.rows))}
-        return ClientUpdate(NAME, plan.round, result.delta, self.weight * weight_of(self.weight_by, metrics), metrics)
+        weight = self.weight * weight_of(self.weight_by, metrics)
+        return ClientUpdate(NAME, plan.round, result.delta, weight, metrics)
 
 
 def margins(losses: Mapping[str, float]) -> dict[str, float]:

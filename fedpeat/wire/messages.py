@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
-from fedpeat.core import ClientFailure, ClientUpdate, UpdateRefused
+from fedpeat.core import EXTRA, ClientFailure, ClientUpdate, UpdateRefused, count_bytes, with_prefix, without_prefix
 from fedpeat.wire.records import read_arrays, to_arrays
 
 # Flower's own strategies look for these names.
@@ -55,9 +55,11 @@ def update_reply(update: ClientUpdate, *, to: Message) -> Message:
     metrics = {name: float(value) for name, value in update.metrics.items()}
     content = RecordDict(
         {
-            ARRAYS: to_arrays(update.delta),
+            ARRAYS: to_arrays({**update.delta, **with_prefix(EXTRA, update.extras)}),
             METRICS: MetricRecord({**metrics, WEIGHT: float(update.weight)}),
-            CONFIG: ConfigRecord({"client": update.client, "round": update.round}),
+            CONFIG: ConfigRecord(
+                {"client": update.client, "round": update.round, "encoding": json.dumps(dict(update.encoding))}
+            ),
         }
     )
     return Message(content, reply_to=to)
@@ -69,7 +71,7 @@ def error_reply(reason: str, *, to: Message) -> Message:
 
 
 def read_update(reply: Message) -> ClientUpdate:
-    """Return the update in a reply.
+    """Return the update in a reply, its delta still encoded.
 
     Raises:
         UpdateRefused: If a part is missing or the weight is not a finite number of at least 0.
@@ -80,6 +82,7 @@ def read_update(reply: Message) -> ClientUpdate:
         weight = metrics.pop(WEIGHT)
         who = content.config_records[CONFIG]
         client, server_round, delta = str(who["client"]), int(who["round"]), content.array_records[ARRAYS]  # type: ignore[arg-type]
+        encoding = json.loads(str(who["encoding"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UpdateRefused(
             "an update must hold 'arrays', 'metrics' with a weight, and who sent it",
@@ -88,7 +91,17 @@ def read_update(reply: Message) -> ClientUpdate:
         ) from error
     if not math.isfinite(weight) or weight < 0:
         raise UpdateRefused(f"the weight of {client!r} must be at least 0", f"it is {weight}", "look at its data")
-    return ClientUpdate(client=client, round=server_round, delta=read_arrays(delta), weight=weight, metrics=metrics)
+    tensors = read_arrays(delta)
+    return ClientUpdate(
+        client=client,
+        round=server_round,
+        delta={name: tensor for name, tensor in tensors.items() if not name.startswith(EXTRA)},
+        weight=weight,
+        metrics=metrics,
+        extras=without_prefix(EXTRA, tensors),
+        encoding=encoding if isinstance(encoding, dict) else {},
+        payload_bytes=count_bytes(tensors),
+    )
 
 
 def read_failure(reply: Message, *, client: str, server_round: int) -> ClientFailure:

@@ -15,6 +15,7 @@ from simulations.report.wording import number, printable, size
 
 NAMES = {
     "plug_in": "plug-in",
+    "personal": "personal",
     "emulator_tuned": "emulated, tuned",
     "full_zero_shot": "full, zero-shot",
     "emulator_zero_shot": "emulator, zero-shot",
@@ -66,7 +67,7 @@ def learning_curves(reports: Sequence[RoundReport], summary: Mapping[str, Any]) 
 
 def _tuned_models(reports: Sequence[RoundReport]) -> list[str]:
     found = {name for report in reports for name in report.evaluations}
-    return sorted(name for name in found if name.partition("/")[0] in ("plug_in", "emulator_tuned"))
+    return sorted(name for name in found if name.partition("/")[0] in ("plug_in", "emulator_tuned", "personal"))
 
 
 def _perplexity(reports: Sequence[RoundReport], model: str) -> list[tuple[int, float]]:

@@ -24,6 +24,7 @@ SUMS = {"train_tokens": "tokens", "bytes_down": "down", "bytes_up": "up", "train
 
 CARDS = (
     ("plug_in", "Plug-in", "the owner's full model with the tuned adapter"),
+    ("personal", "Personal", "each client's own model on its own text: only a simulation can score it"),
     ("emulator_tuned", "Emulated, tuned", "what a device holds after tuning"),
     ("full_zero_shot", "Full, zero-shot", "the owner's full model before tuning"),
     ("emulator_zero_shot", "Emulator, zero-shot", "what a device receives"),
@@ -106,7 +107,11 @@ def _render(
     page = environment.get_template("template.html.j2").render(
         sentence=in_words(summary),
         summary=summary,
-        cards=[(name, label, meaning, summary["metrics"][name]) for name, label, meaning in CARDS],
+        cards=[
+            (name, label, meaning, summary["metrics"][name])
+            for name, label, meaning in CARDS
+            if name in summary["metrics"]
+        ],
         facts=_facts(summary),
         figures=[(name, Markup(svg), CAPTIONS[name]) for name, svg in drawings.items()],
         clients=clients[:ROWS],

@@ -35,6 +35,7 @@ PALETTE = {
     "emulator_zero_shot": ("#a67c00", "#d9b23c"),
     "local_only": ("#00855f", "#3cc79a"),
     "whole_model": ("#a8528a", "#e093c4"),
+    "personal": ("#5b5fc7", "#a3a6f0"),
 }
 DASHES = {
     "plug_in": "solid",
@@ -43,6 +44,7 @@ DASHES = {
     "emulator_zero_shot": (0, (1, 2)),
     "local_only": (0, (6, 2, 1, 2)),
     "whole_model": (0, (6, 2, 1, 2, 1, 2)),
+    "personal": (0, (3, 1.5)),
 }
 SIZE_INCHES = (5.9, 3.2)
 WIDE_INCHES = (9.8, 4.2)

@@ -141,6 +141,7 @@ holds, reaches 30.0 (the plug-in is 3.0 % below).
 
 def _sentences(plug_in: float, perplexity: Mapping[str, float | None], *, trained: bool) -> Iterable[str]:
     full, tuned = perplexity["full_zero_shot"], perplexity["emulator_tuned"]
+    personal = perplexity.get("personal")
     local, whole = perplexity["local_only"], perplexity["whole_model"]
     if not trained:
         yield f"No round was trained: perplexity {number(plug_in)} is that before tuning."
@@ -153,6 +154,11 @@ def _sentences(plug_in: float, perplexity: Mapping[str, float | None], *, traine
         yield (
             f"The emulated model, all that a device holds, reaches {number(tuned)} "
             f"(the plug-in is {change(plug_in, tuned)})."
+        )
+    if trained and _known(personal):
+        yield (
+            f"Each client's own model, with the tensors it keeps, reaches {number(personal)} on its own text (only a"
+            " simulation can score that: nobody else holds both)."
         )
     for name, value in (("Clients tuning alone reach", local), ("Tuning the whole model directly reaches", whole)):
         if _known(value):

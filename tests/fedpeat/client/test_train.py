@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from fedpeat.client import TrainingSpec, train, weight_of
+from fedpeat.client import Guidance, TrainingSpec, train, weight_of
 from fedpeat.core import ConfigError, DataError, UpdateRefused, add, digest
 from fedpeat.data import Rows
 from tests.oracles import training as oracle
@@ -83,7 +83,7 @@ def test_gradients_are_clipped(make_tuned, rows):
 
 
 def test_the_proximal_pull(make_tuned, rows):
-    result, other = run(make_tuned(), rows, change(optimizer="SGD", proximal_mu=0.5)), make_tuned()
+    result, other = run(make_tuned(), rows, change(optimizer="SGD"), guidance=Guidance(proximal_mu=0.5)), make_tuned()
     sgd = torch.optim.SGD(other.parameters, lr=3e-3)
     assert distance(result.delta, twin(other, rows, sgd, steps=6, batch_size=4, mu=0.5)[0]) <= 1e-8
     assert digest(run(make_tuned(), rows, change(optimizer="SGD")).delta) != digest(result.delta)

@@ -1,0 +1,189 @@
+"""One participant's part in a round: the recipe's client half, for devices and for the server alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedpeat.client.spec import Guidance, TrainingSpec
+from fedpeat.client.train import probe_loss, train
+from fedpeat.core import Tensors, UpdateRefused, add, content_hash, read_tensors, subtract, write_tensors, zeros_like
+from fedpeat.data import Rows
+from fedpeat.peft import Tuned
+
+
+class Store:
+    """What a client keeps on its disk between rounds: named tensors, a safetensors file each.
+
+    Args:
+        folder: Of all clients; None keeps nothing.
+        client: Whose.
+    """
+
+    def __init__(self, folder: str | Path | None, client: str) -> None:
+        self._folder = None if folder is None else Path(folder) / content_hash(client)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept."""
+        return self._folder is not None
+
+    def read(self, what: str) -> dict[str, torch.Tensor]:
+        """Return what was written under this name; nothing if nothing was.
+
+        Raises:
+            StorageError: If the file is damaged.
+        """
+        path = None if self._folder is None else self._folder / f"{what}.safetensors"
+        return {} if path is None or not path.exists() else read_tensors(path)
+
+    def write(self, what: str, tensors: Tensors) -> None:
+        """Keep `tensors` under this name.
+
+        Raises:
+            StorageError: If the disk is full.
+        """
+        if self._folder is not None and tensors:
+            write_tensors(self._folder / f"{what}.safetensors", tensors)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a participant is asked to do in a round.
+
+    Attributes:
+        client: Its name, which its batch order and dropout follow.
+        steps: Optimiser steps.
+        start_step: The federation's global step before the first of them.
+        total_steps: Global steps of the whole run, where schedules end.
+        seed: The run's seed.
+        half: The recipe's client half (see `strategies.Recipe.client`).
+    """
+
+    client: str
+    steps: int
+    start_step: int
+    total_steps: int
+    seed: int
+    half: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What came of a task.
+
+    Attributes:
+        delta: `local - global` of what is to be sent.
+        extras: What the recipe has sent beside it.
+        metrics: Those of `train`, `effective_steps`, and `start_loss` where asked for.
+    """
+
+    delta: dict[str, torch.Tensor]
+    extras: dict[str, torch.Tensor]
+    metrics: dict[str, float]
+
+
+def work(
+    tuned: Tuned, rows: Rows, *, task: Task, spec: TrainingSpec, tensors: Tensors, extras: Tensors, store: Store
+) -> Worked:
+    """Train as the recipe wants it, from the round's global tensors and what this participant kept.
+
+    Args:
+        tuned: The model, folds in place; it holds the global tensors afterwards.
+        rows: What to train on.
+        task: What to do.
+        spec: How.
+        tensors: The global travelling tensors, those left out that the recipe fixes or has clients keep.
+        extras: What the recipe sends beside them.
+        store: What this participant kept, and keeps.
+
+    Raises:
+        UpdateRefused: If tensors are missing or do not fit, or training went out of bounds.
+        DataError: If there is nothing to train on.
+    """
+    half, layout = task.half, tuned.layout
+    personal = layout.names(half.get("personal", ()))
+    kept = store.read("personal")
+    start = {**tuned.initial, **{name: kept[name] for name in personal if name in kept}, **tensors}
+    _check_sent(tuned, tensors, personal | layout.names(half.get("fixed", ())))
+    tuned.write(start)
+    metrics = _probe(tuned, rows, half, spec)
+    trained = layout.names(half["train_only"]) if "train_only" in half else frozenset(tuned.names)
+    variates = _variates(tuned, half, store)
+    part = tuned.only(trained)
+    remembered = store.read("optimizer") if spec.optimizer_state == "keep" else {}
+    result = train(
+        part,
+        rows,
+        spec=spec,
+        steps=task.steps,
+        start_step=task.start_step,
+        total_steps=task.total_steps,
+        seed=task.seed,
+        client=task.client,
+        optimizer_state={name: value for name, value in remembered.items() if _tensor_of(name) in trained},
+        guidance=Guidance(
+            proximal_mu=float(half.get("proximal_mu", 0.0)),
+            correction={name: extras[name] - variates[name] for name in part.names} if variates else {},
+            record_gradients=bool(variates),
+            tail_penalty=tuple(half["tail_penalty"]) if half.get("tail_penalty") else None,
+        ),
+    )
+    store.write("optimizer", {**remembered, **(result.optimizer_state or {})})
+    if personal:
+        store.write("personal", add({name: start[name] for name in personal}, result.delta))
+    change = subtract(result.mean_gradient, variates) if variates else {}
+    if variates:
+        store.write("control", result.mean_gradient)
+    delta = {name: value for name, value in result.delta.items() if name not in personal}
+    metrics |= {**result.metrics, "effective_steps": effective_steps(spec, task.steps)}
+    return Worked(delta, change, metrics)
+
+
+def _check_sent(tuned: Tuned, tensors: Tensors, left_out: frozenset[str]) -> None:
+    missing = set(tuned.names) - set(tensors) - left_out
+    if missing:
+        raise UpdateRefused(
+            "a round's global tensors must be all that travel",
+            f"{len(missing)} are missing, {min(missing)!r} among them",
+            "use one version of fedpeat on both ends",
+        )
+
+
+def _tensor_of(state_name: str) -> str:
+    """Return the tensor that an entry of an optimiser's state, `<optimiser>/<tensor>/<key>`, belongs to."""
+    return state_name.split("/")[1]
+
+
+def _probe(tuned: Tuned, rows: Rows, half: Mapping[str, Any], spec: TrainingSpec) -> dict[str, float]:
+    count = int(half.get("probe_rows", 0))
+    if not count:
+        return {}
+    loss = probe_loss(tuned, rows, count=count, batch_size=spec.batch_size, threads=spec.threads)
+    return {"start_loss": loss}
+
+
+def _variates(tuned: Tuned, half: Mapping[str, Any], store: Store) -> dict[str, torch.Tensor]:
+    """Return this client's control variates; nothing for recipes without them, and for the server, which keeps none."""
+    if not half.get("control_variates") or not store.keeps:
+        return {}
+    return store.read("control") or zeros_like(tuned.initial)
+
+
+def effective_steps(spec: TrainingSpec, steps: int) -> float:
+    """Return how many plain gradient steps the optimiser's steps amount to, `|a|_1`.
+
+    With momentum `rho` a gradient is counted again in each later step: `(tau - rho (1 - rho^tau) / (1 - rho)) / (1 -
+    rho)`. Other optimisers, whose steps do not grow with the gradient, count each step as one.
+
+    Source: FedNova, Wang et al. 2020, arXiv 2007.07481, section 4 (momentum).
+
+    >>> effective_steps(TrainingSpec(0.1, 8, optimizer="SGD"), 5)
+    5.0
+    >>> effective_steps(TrainingSpec(0.1, 8, optimizer="SGD", optimizer_options={"momentum": 0.5}), 2)
+    2.5
+    """
+    rho = float(spec.optimizer_options.get("momentum", 0.0)) if spec.optimizer == "SGD" else 0.0
+    return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho) if 0 < rho < 1 else float(steps)
