@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from strategies import Recipe
 
 REPEATS = 3
+PATIENCE = 60.0
+"""Seconds after which a measurement is not repeated."""
 HOSTILE = 1
 """How many hostile clients Krum reckons with."""
 
@@ -209,7 +211,7 @@ def measured(
     tiny = case._replace(updates=12, pairs=1, width=64)
     once(tiny, messages_of(tiny, parts))
     growth, found = [], []
-    for _ in range(repeats):
+    while len(found) < repeats and sum(one["seconds"] for one in found) < PATIENCE:
         messages = messages_of(case, parts)
         before = start_peak()
         found.append(once(case, messages))

@@ -55,4 +55,5 @@ def copy_and_train(message: Message, context: Context) -> Message:
 
 def _zeros(message: Message, job: dict[str, Any], delta: dict[str, torch.Tensor], *, rows: int) -> Message:
     metrics = {"train_loss": 0.0, "train_tokens": 1.0, "train_rows": float(rows), "process": float(os.getpid())}
-    return update_reply(ClientUpdate(job["client"], job["round"], delta, weight=1.0, metrics=metrics), to=message)
+    update = ClientUpdate(job["client"], job["round"], delta, weight=1.0, metrics=metrics, encoding=job["codec"])
+    return update_reply(update, to=message)

@@ -196,7 +196,7 @@ def compare_compiled(folder: Path, sizes: Sizes) -> dict[str, float]:
             watch = Watch()
             state = stage.run(watch, client_app=client_app, folder=run)
             start = stage.composed.federation.initial
-        ends.append((state.tensors, watch.reports))
+        ends.append((state.shared.tensors, watch.reports))
     (eager, eager_reports), (compiled_, compiled_reports) = ends
     moved = sum(float((eager[name] - start[name]).double().square().sum()) for name in eager) ** 0.5
     apart = sum(float((eager[name] - compiled_[name]).double().square().sum()) for name in eager) ** 0.5

@@ -83,4 +83,5 @@ def spread(count: int, limit: int | None) -> torch.Tensor:
     """
     if limit is None or count <= limit:
         return torch.arange(count)
-    return torch.linspace(0, count - 1, limit).round().long()
+    # In fp32 neighbours fall together from 4096 numbers on.
+    return torch.linspace(0, count - 1, limit, dtype=torch.float64).round().long()

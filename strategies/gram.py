@@ -285,7 +285,10 @@ def _rising(curve: Curve, norm: float, most: float) -> Iterator[tuple[float, flo
 def _bisect(curve: Curve, norm: float, low: float, high: float) -> float:
     if curve.norm(high) == norm:
         return high
-    while high - low > 1e-15 * high:
-        middle = (low + high) / 2
+    if norm == 0:
+        return low
+    middle = (low + high) / 2
+    while low < middle < high and high - low > 1e-15 * high:
         low, high = (middle, high) if curve.norm(middle) <= norm else (low, middle)
+        middle = (low + high) / 2
     return low

@@ -86,11 +86,13 @@ class WeightedSum:
         for name, tensor in tensors.items():
             if name not in self.sums:
                 self.sums[name] = (tensor.double() * weight).contiguous()
-                continue
-            # torch casts what it adds: the copy of a piece stays in the cache, that of a large tensor is costly memory.
-            pieces = tensor.reshape(-1).split(_PIECE)
-            for into, piece in zip(self.sums[name].view(-1).split(_PIECE), pieces, strict=True):
-                into.add_(piece, alpha=weight)
+            elif tensor.numel() <= _PIECE:
+                self.sums[name].add_(tensor, alpha=weight)
+            else:
+                # torch copies what it adds to fp64: a piece at a time stays in the cache, and needs no large memory.
+                pieces = tensor.reshape(-1).split(_PIECE)
+                for into, piece in zip(self.sums[name].view(-1).split(_PIECE), pieces, strict=True):
+                    into.add_(piece, alpha=weight)
 
     def mean(self) -> dict[str, torch.Tensor]:
         """Return the sums over the total weight, fp32.

@@ -68,7 +68,7 @@ def _signs_of_rotated(seed: int) -> Coder:
     def decode(parts: Tensors, count: int) -> torch.Tensor:
         scale = parts["scale"].double()
         signs = _signs(parts[""].cpu().numpy()).to(scale)
-        return (rotate_back(signs, seed)[:count] * scale).clamp(-LARGEST, LARGEST).float()
+        return (rotate_back(signs, seed)[:count] * scale).float()
 
     return Coder(layout, encode, problem, decode)
 

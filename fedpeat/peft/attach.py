@@ -1,7 +1,8 @@
 """Attach a method to a model: pick what trains, freeze the rest, check that it is as it should be."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -82,9 +83,10 @@ def attach(
     modules = modules_in_blocks(model, path=path, positions=view.adapter_positions)
     config = _config(kind, chosen, model, modules)
     before = _probe(model, model.get_input_embeddings())
-    wrapper = _wrap(model, config, seed)
-    if kind == "lora_sb":
-        put_cores(model, ADAPTER_NAME)
+    with _one_thread():
+        wrapper = _wrap(model, config, seed)
+        if kind == "lora_sb":
+            put_cores(model, ADAPTER_NAME)
     tuned = pick(model, wrapper=wrapper, view=view, ends=ends, base=base, identity=False)
     return replace(tuned, identity_at_start=_unchanged(tuned, before, model, config))
 
@@ -144,6 +146,17 @@ def _wrap(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
     except Exception as error:
         what = f"cannot attach {PeftType(config.peft_type).name}"
         raise PeftError(what, f"HF peft says: {error}", "change peft.type or peft.options") from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: the bits of a decomposition, which some starts are, depend on how many a process has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from fedpeat.peft.pairs import ADAPTER_NAME
 from fedpeat.peft.tuned import Tuned
 
 _PREFIX = "base_model.model."
+_ROUNDING = 1e-6
+"""A direction of a change this much smaller than its largest is rounding of fp32, not tuning."""
 
 
 def export_adapter(tuned: Tuned, folder: str | Path, base_name: str) -> bool:
@@ -41,7 +43,8 @@ def export_adapter(tuned: Tuned, folder: str | Path, base_name: str) -> bool:
         named |= _whole_changes(tuned)
         named = {name: tensor for name, tensor in named.items() if not name.endswith((".basis", ".core"))}
         rank = max(len(tensor) for name, tensor in named.items() if ".lora_A." in name)
-        for field, value in (("r", rank), ("lora_alpha", rank), ("use_rslora", False), ("init_lora_weights", True)):
+        plain = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+        for field, value in {**plain, "init_lora_weights": True}.items():
             setattr(config, field, value)
     config.base_model_name_or_path = base_name
     config.task_type = "CAUSAL_LM"
@@ -68,8 +71,8 @@ def _whole_changes(tuned: Tuned) -> dict[str, torch.Tensor]:
     for pair in tuned.layout.pairs:
         if pair.r is None:  # some starts (PiSSA) take their product out of the base weight; it belongs to the base here
             changes[pair.module] = changes[pair.module] - product(pair, tuned.initial)
-    triples = {name: torch.linalg.svd(change, full_matrices=False) for name, change in changes.items()}
-    ranks = [int((sizes > sizes[:1] * 1e-7).sum()) for _, sizes, _ in triples.values()]
+    triples = {name: torch.linalg.svd(change.double(), full_matrices=False) for name, change in changes.items()}
+    ranks = [int((sizes > sizes[:1] * _ROUNDING).sum()) for _, sizes, _ in triples.values()]
     rank = max(1, *ranks)
     named: dict[str, torch.Tensor] = {}
     for name, (left, sizes, right) in triples.items():
@@ -77,7 +80,7 @@ def _whole_changes(tuned: Tuned) -> dict[str, torch.Tensor]:
         pad = rank - len(root)
         named[f"{_PREFIX}{name}.lora_A.weight"] = nn.functional.pad(right[:rank] * root[:, None], (0, 0, 0, pad))
         named[f"{_PREFIX}{name}.lora_B.weight"] = nn.functional.pad(left[:, :rank] * root, (0, pad))
-    return {name: tensor.contiguous() for name, tensor in named.items()}
+    return {name: tensor.float().contiguous() for name, tensor in named.items()}
 
 
 def _rename(name: str, view: View) -> str:

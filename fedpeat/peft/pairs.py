@@ -95,11 +95,11 @@ def set_folds(layers: Mapping[str, LoraLayer], originals: dict[str, torch.Tensor
 
 
 @torch.no_grad()
-def change_of(layer: LoraLayer, original: torch.Tensor | None) -> torch.Tensor:
-    """Return the whole change of a layer's weight, `(out, in)`, fp32, on the CPU: what is folded and its factors."""
+def change_of(layer: LoraLayer, fold: torch.Tensor | None) -> torch.Tensor:
+    """Return the whole change of a layer's weight, `(out, in)`, fp32, on the CPU: its factors and what is folded.
+
+    Not the difference of base weights, whose rounding would make it one of full rank.
+    """
     a, b = layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
-    change = layer.scaling[ADAPTER_NAME] * (b.float() @ a.float())  # type: ignore[union-attr, operator]
-    if original is not None:
-        fold = layer.get_base_layer().weight.detach().float() - original.float()  # type: ignore[union-attr, operator]
-        change = change + (fold.T if getattr(layer, "fan_in_fan_out", False) else fold)
-    return change.cpu()
+    change = (layer.scaling[ADAPTER_NAME] * (b.float() @ a.float())).cpu()  # type: ignore[union-attr, operator]
+    return change if fold is None else change + fold.cpu()

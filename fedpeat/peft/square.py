@@ -45,7 +45,8 @@ def put_cores(model: nn.Module, adapter: str) -> None:
     for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
         if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter], nn.Linear):
             continue
-        weight = layer.get_base_layer().weight.detach().float()  # type: ignore[union-attr, operator]
+        # On the CPU, wherever the layer is: the bases must be alike at both ends.
+        weight = layer.get_base_layer().weight.detach().float().cpu()  # type: ignore[union-attr, operator]
         if getattr(layer, "fan_in_fan_out", False):
             weight = weight.T
         left, sizes, right = torch.linalg.svd(weight, full_matrices=False)

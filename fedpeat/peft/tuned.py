@@ -55,6 +55,7 @@ class Tuned:
     wrapper: PeftModel | None = field(default=None, repr=False)
     compiled: dict[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
     _originals: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    _folds: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +87,8 @@ class Tuned:
             PeftError: If a fold is for no LoRA layer of the adapter blocks, or of another shape.
         """
         set_folds(self.layers, self._originals, folds)
+        self._folds.clear()
+        self._folds.update(folds)
 
     @property
     def folded(self) -> bool:
@@ -94,7 +97,7 @@ class Tuned:
 
     def change_of(self, layer: str) -> torch.Tensor:
         """Return how far the weight of a plain LoRA layer is from its original, `(out, in)`, fp32: fold and factors."""
-        return change_of(self.layers[layer], self._originals.get(layer))
+        return change_of(self.layers[layer], self._folds.get(layer))
 
     def only(self, names: Collection[str]) -> "Tuned":
         """Return the same model with only these of its tensors as the trainable ones; it shares everything else."""

@@ -1,4 +1,4 @@
-"""Robust rules on whole vectors, products of LoRA layers formed in full: slow, obvious, independent of the strategies."""
+"""Robust rules on whole vectors, LoRA's products formed in full: slow, obvious, independent of the strategies package."""
 
 import numpy as np
 
@@ -110,7 +110,9 @@ def mean(deltas, weights):
     """The weighted mean of numpy or torch dicts, fp64."""
     total = sum(weights)
     return {
-        name: sum(weight * np.asarray(delta[name], dtype=np.float64) for delta, weight in zip(deltas, weights, strict=True))
+        name: sum(
+            weight * np.asarray(delta[name], dtype=np.float64) for delta, weight in zip(deltas, weights, strict=True)
+        )
         / total
         for name in deltas[0]
     }

@@ -176,6 +176,7 @@ def tiny(model_folder, notes, held_out, cache):
             "client.batch_size=2",
             "client.device=cpu",
             "export=false",
+            "report=false",
             f"cache={cache}",
         ]
         named = {override.partition("=")[0]: override for override in [*given, *more]}
@@ -192,23 +193,20 @@ def _runs():
 
 
 @pytest.fixture
-def run(tiny, tmp_path_factory, monkeypatch, _runs):
-    """A tiny run in this process: `run(*overrides)`. Without pictures, which take twice the time of the rest.
+def run(tiny, tmp_path_factory, _runs):
+    """A tiny run in this process, without report and export: `run(*overrides)`.
 
     A run that another test has made is not made again, unless it is asked for `anew`, or in a folder of its own.
     """
-    import simulations.run
+    from simulations.run import simulate
     from simulations.settings import load_settings
 
-    def launch(*overrides, without=(), pictures=False, folder=None, anew=False):
+    def launch(*overrides, without=(), folder=None, anew=False):
         given = tuple(tiny(*overrides, without=without))
         if given in _runs and not (anew or folder):
             return _runs[given]
-        if not pictures:
-            for name in ("write_report", "plot_clients"):
-                monkeypatch.setattr(simulations.run, name, lambda *_, **__: None, raising=False)
         place = folder or tmp_path_factory.mktemp("run")
-        ran = Ran(place, simulations.run.simulate(load_settings(given), place))
+        ran = Ran(place, simulate(load_settings(given), place))
         return ran if anew or folder else _runs.setdefault(given, ran)
 
     return launch

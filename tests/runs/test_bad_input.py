@@ -158,7 +158,7 @@ def test_a_mistake_in_the_config_makes_no_folder(refused, tmp_path):
 
 
 def test_a_failed_run_says_so_in_its_folder(refused, tmp_path, read_json):
-    refused("client.learning_rate=1e30", "client.clip_norm=null", "client.optimizer=SGD")
+    refused("report=true", "client.learning_rate=1e30", "client.clip_norm=null", "client.optimizer=SGD")
     summary = read_json(tmp_path / "out" / "summary.json")
     assert summary["status"] == "failed"
     assert summary["rounds"] in {0, 1}
@@ -189,7 +189,7 @@ def press_ctrl_c(monkeypatch):
 def test_an_interrupted_run_leaves_a_valid_folder(after, rounds, press_ctrl_c, command, tiny, tmp_path, open_run, run):
     press_ctrl_c(after)
     folder = tmp_path / "cut"
-    code, out, err = command(*tiny("rounds=3", "export=true"), f"hydra.run.dir={folder}")
+    code, out, err = command(*tiny("rounds=3", "export=true", "report=true"), f"hydra.run.dir={folder}")
     assert code == INTERRUPTED, err
     assert "Traceback" not in out + err
     ran = open_run(folder)

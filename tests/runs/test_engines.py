@@ -206,7 +206,7 @@ def open_history(folder):
 
 @pytest.mark.parametrize("engine", [("engine=serial",), (*RAY, "engine.workers=1")], ids=["serial", "ray"])
 def test_ctrl_c_ends_a_run_in_order(engine, start, open_run):
-    with start(*LONG, *engine) as (process, folder):
+    with start(*LONG, *engine, "report=true") as (process, folder):
         wait_until(lambda: rounds_in(folder) > 1 or process.poll() is not None)
         assert process.poll() is None, process.communicate()
         process.send_signal(signal.SIGINT)

@@ -35,7 +35,9 @@ def same(got, want, rtol=2e-7):
 
 
 def rows(counts, values=VALUES):
-    return counts.flatmap(lambda count: st.lists(st.lists(values, min_size=4, max_size=4), min_size=count, max_size=count))
+    return counts.flatmap(
+        lambda count: st.lists(st.lists(values, min_size=4, max_size=4), min_size=count, max_size=count)
+    )
 
 
 def scaled_rows(counts):
@@ -133,11 +135,13 @@ def test_too_few_clients_to_trim_are_told():
 
 @pytest.mark.parametrize("share", [-0.1, 0.5])
 def test_a_share_that_leaves_nothing_is_told(share):
-    with pytest.raises(ConfigError, match="strategy.share"):
+    with pytest.raises(ConfigError, match=r"strategy\.share"):
         trimmed_mean(share=share)
 
 
-@pytest.mark.parametrize(("recipe", "pick"), [(coordinate_median(), oracle.median), (trimmed_mean(), oracle.trimmed(0.2))])
+@pytest.mark.parametrize(
+    ("recipe", "pick"), [(coordinate_median(), oracle.median), (trimmed_mean(), oracle.trimmed(0.2))]
+)
 def test_three_rounds_are_those_of_the_twin(recipe, pick):
     layout = make_layout(head=True)
     state = make_state(layout)

@@ -1,6 +1,6 @@
 """A small tuned model, and rows to train it on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,6 +9,15 @@ from fedpeat.data import Rows
 from fedpeat.emulators import full_view
 from fedpeat.models import make_split
 from fedpeat.peft import Tuned, attach
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Miniatures have nothing to share out, and threads that wait for each other on a busy machine take seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

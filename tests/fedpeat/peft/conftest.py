@@ -1,14 +1,24 @@
 """Miniatures seen as a device sees them: `view(family)` has three adapter blocks of six, and one block between them."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from torch import nn
 
 from fedpeat.emulators import EmulatedModel, full_view
 from fedpeat.models import make_split
 from fedpeat.peft import Tuned, attach
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Miniatures have nothing to share out, and threads that wait for each other on a busy machine take seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
