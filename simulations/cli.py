@@ -1,4 +1,4 @@
-"""The command line: `fedpeat simulate`, `fedpeat pretrain`, `fedpeat --version`."""
+"""The command line: `fedpeat simulate`, `compare`, `report`, `pretrain`, and `fedpeat --version`."""
 
 import os
 import sys
@@ -12,6 +12,8 @@ USAGE = """fedpeat: federated, parameter-efficient, emulator-assisted tuning of 
 usage: fedpeat COMMAND [overrides]
 
   fedpeat simulate [group=option ...] [key=value ...]   run a federation on this machine or a Ray cluster
+  fedpeat compare key=A,B [seeds=N] [key=value ...]     run variants with several seeds; say which is better
+  fedpeat report FOLDER                                 write a run's report anew, or compare the runs below
   fedpeat pretrain [key=value ...]                      make the embedded model anew, by its committed recipe
   fedpeat --version                                     print versions
 
@@ -28,6 +30,7 @@ QUIET = {
 }
 """Nothing calls out by itself. Read by Flower, Ray and others when they are imported, so set before."""
 
+COMMANDS = ("simulate", "compare", "report", "pretrain")
 CONFIG_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 
@@ -52,9 +55,17 @@ def _dispatch(command: str, rest: list[str]) -> int:
         return 0
     if command == "simulate":
         return hydra_command(rest, config_name="config", task=_simulate)
+    if command == "compare":
+        from simulations.compare.command import compare
+
+        return compare(rest)
+    if command == "report":
+        from simulations.compare.again import report
+
+        return report(rest)
     if command == "pretrain":
         return hydra_command(rest, config_name="pretrain", task=_pretrain)
-    raise ConfigError(f"fedpeat {command}", "no such command", nearest(command, ["simulate", "pretrain"]))
+    raise ConfigError(f"fedpeat {command}", "no such command", nearest(command, COMMANDS))
 
 
 def guarded(work: Callable[[], int]) -> int:

@@ -16,7 +16,7 @@ _NOTE = "On LoRA, the server's optimiser works on the factors A and B, not on th
 
 def fed_avg_m(
     *,
-    server_learning_rate: float = 1.0,
+    server_learning_rate: float = 0.3,
     momentum_beta: float = 0.9,
     nesterov: bool = False,
     weight_by: str = "tokens",
@@ -24,8 +24,9 @@ def fed_avg_m(
     """Return FedAvgM, momentum on the server: `v <- beta v + delta; x <- x + eta v`.
 
     Args:
-        server_learning_rate: eta. A direction that all rounds agree on is taken `eta / (1 - beta)` times over.
-        momentum_beta: beta, 0 to under 1; 0 is federated averaging.
+        server_learning_rate: eta. A direction that all rounds agree on is taken `eta / (1 - beta)` times over; 1, which
+            leaves the deltas to the clients' rate as the paper does, overshoots where those are AdamW's.
+        momentum_beta: beta, 0 to under 1; 0 is federated averaging, with eta as its rate.
         nesterov: Look ahead: `x <- x + eta (delta + beta v)`.
         weight_by: `tokens`, `rows` or `equal`.
 

@@ -102,7 +102,7 @@ def aggregate(
         _folded(state.folds, step.folds),
         {**with_prefix(REDUCER, step.memory), **with_prefix(SERVER, server)},
     )
-    if not all_finite(after.tensors) or not all_finite(after.folds):
+    if not all(all_finite(part) for part in (after.tensors, after.folds, after.memory)):
         raise EngineError(
             f"the global state of round {situation.round} must be finite",
             f"strategy={recipe.name} made entries that are NaN or infinite",

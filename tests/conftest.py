@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from fedpeat.models import LoadedModel
 
-# A busy machine is no failure; nor does chance decide whether tests pass. New examples are searched for on purpose, with
-# HYPOTHESIS_PROFILE=search.
+# A busy machine is no failure; nor does chance decide whether tests pass. New examples are searched for on purpose,
+# with HYPOTHESIS_PROFILE=search.
 hypothesis.settings.register_profile("patient", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("search", deadline=None, derandomize=False, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "patient"))

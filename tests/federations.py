@@ -33,7 +33,7 @@ def make_state(layout, seed=0, zero_b=False, memory=None):
 
 
 def make_updates(state, count, seed=1, weights=None, ranks=None, layout=None, parts=None, size=0.1, metrics=None):
-    """Random updates of clients c00, c01, ...: of their own ranks, and of some parts (A, B, other) only, if asked for."""
+    """Random updates of clients c00, c01, ...: of their own ranks, of some parts (A, B, other) only, if wanted."""
     generator = torch.Generator().manual_seed(seed)
     names = sorted(state.tensors if parts is None else layout.names(parts))
     updates = []

@@ -133,7 +133,9 @@ def work(
     )
     store.write("optimizer", {**remembered, **(result.optimizer_state or {})})
     if personal:
-        store.write("personal", add({name: start[name] for name in personal}, result.delta))
+        here = {name: start[name] for name in personal}
+        moved = {name: value for name, value in result.delta.items() if name in personal}
+        store.write("personal", {**here, **add({name: here[name] for name in moved}, moved)})
     change = subtract(result.mean_gradient, variates) if variates else {}
     if variates:
         store.write("control", result.mean_gradient)
@@ -175,15 +177,22 @@ def _variates(tuned: Tuned, half: Mapping[str, Any], store: Store) -> dict[str, 
 def effective_steps(spec: TrainingSpec, steps: int) -> float:
     """Return how many plain gradient steps the optimiser's steps amount to, `|a|_1`.
 
-    With momentum `rho` a gradient is counted again in each later step: `(tau - rho (1 - rho^tau) / (1 - rho)) / (1 -
-    rho)`. Other optimisers, whose steps do not grow with the gradient, count each step as one.
+    With momentum `rho` a gradient is counted again in each later step:
+    `(tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho)`. Other optimisers, whose steps do not grow with the gradient,
+    count each step as one.
 
     Source: FedNova, Wang et al. 2020, arXiv 2007.07481, section 4 (momentum).
+    Departures: summed up step by step, so that dampening and Nesterov's look ahead count too.
 
     >>> effective_steps(TrainingSpec(0.1, 8, optimizer="SGD"), 5)
     5.0
     >>> effective_steps(TrainingSpec(0.1, 8, optimizer="SGD", optimizer_options={"momentum": 0.5}), 2)
     2.5
     """
-    rho = float(spec.optimizer_options.get("momentum", 0.0)) if spec.optimizer == "SGD" else 0.0
-    return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho) if 0 < rho < 1 else float(steps)
+    options = spec.optimizer_options if spec.optimizer == "SGD" else {}
+    rho, fresh = float(options.get("momentum", 0.0)), 1.0 - float(options.get("dampening", 0.0))
+    buffer = total = 0.0
+    for step in range(steps):
+        buffer = rho * buffer + (fresh if step and rho else 1.0)
+        total += 1.0 + rho * buffer if options.get("nesterov") else buffer
+    return total

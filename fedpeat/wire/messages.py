@@ -83,7 +83,7 @@ def read_update(reply: Message) -> ClientUpdate:
         who = content.config_records[CONFIG]
         client, server_round, delta = str(who["client"]), int(who["round"]), content.array_records[ARRAYS]  # type: ignore[arg-type]
         encoding = json.loads(str(who["encoding"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UpdateRefused(
             "an update must hold 'arrays', 'metrics' with a weight, and who sent it",
             f"it holds {sorted(content)} ({error})",

@@ -1,4 +1,4 @@
-"""Robust rules on whole vectors, LoRA's products formed in full: slow, obvious, independent of the strategies package."""
+"""Robust rules on whole vectors, LoRA's products formed in full: slow, obvious, independent of the strategies."""
 
 import numpy as np
 

@@ -9,7 +9,10 @@ import os
 import random
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -188,25 +191,51 @@ def tiny(model_folder, notes, held_out, cache):
 
 
 @pytest.fixture(scope="session")
+def settings_of():
+    """What `load_settings` returns, composed once for each choice of options: it takes longer than a run."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from simulations.settings import conf_folder, load_settings
+
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    composed = {}
+
+    def settings(overrides):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        chosen = tuple(item.input_line for item in parsed if item.key_or_group in groups)
+        if chosen not in composed:
+            composed[chosen] = load_settings([*chosen, "model.name=not yet"])
+        made = deepcopy(composed[chosen])
+        for item in parsed:
+            if item.key_or_group not in groups:
+                *above, last = item.key_or_group.split(".")
+                node = reduce(getitem, above, made)
+                assert last in node, item.input_line
+                node[last] = item.value()
+        return made
+
+    return settings
+
+
+@pytest.fixture(scope="session")
 def _runs():
     return {}
 
 
 @pytest.fixture
-def run(tiny, tmp_path_factory, _runs):
+def run(tiny, settings_of, tmp_path_factory, _runs):
     """A tiny run in this process, without report and export: `run(*overrides)`.
 
     A run that another test has made is not made again, unless it is asked for `anew`, or in a folder of its own.
     """
     from simulations.run import simulate
-    from simulations.settings import load_settings
 
     def launch(*overrides, without=(), folder=None, anew=False):
         given = tuple(tiny(*overrides, without=without))
         if given in _runs and not (anew or folder):
             return _runs[given]
         place = folder or tmp_path_factory.mktemp("run")
-        ran = Ran(place, simulate(load_settings(given), place))
+        ran = Ran(place, simulate(settings_of(given), place))
         return ran if anew or folder else _runs.setdefault(given, ran)
 
     return launch

@@ -33,13 +33,10 @@ def refused(command, tiny, tmp_path):
 CASES = {
     "option": (["peft=lorra"], CONFIG_ERROR, "peft=lorra", "did you mean 'lora'?"),
     "key": (["client.lerning_rate=0.1"], CONFIG_ERROR, "client.lerning_rate", "did you mean 'client.learning_rate'?"),
-    "syntax": (["client.learning_rate"], CONFIG_ERROR, "override", "key=value"),
     "kept blocks": (["emulator.kept_blocks=5"], CONFIG_ERROR, "keep 5", "emulator.kept_blocks <= 4"),
-    "kept blocks of one": (["control.kept_blocks={ann: 9}"], CONFIG_ERROR, "keep 9", "<= 4"),
     "file": (["data.path=nowhere.jsonl"], FAILURE, "nowhere.jsonl", "data.path"),
     "text field": (["data.text_field=txet"], FAILURE, "txet", "did you mean 'text'?"),
     "client field": (["data.client_field=auther"], FAILURE, "auther", "did you mean 'author'?"),
-    "number of clients": (["data.client_field=null"], CONFIG_ERROR, "partition", "clients.count"),
     "more clients than the data has": (["clients.count=9"], FAILURE, "clients.count=9", "at most 3"),
     "more clients than documents": (
         ["data.client_field=null", "clients.count=1000"],
@@ -49,12 +46,10 @@ CASES = {
     ),
     "sampled clients": (["clients.per_round=4"], CONFIG_ERROR, "clients.per_round=4", "between 1 and 3"),
     "no sampled clients": (["clients.per_round=0"], CONFIG_ERROR, "clients.per_round=0", "between 1 and 3"),
-    "a stranger's steps": (["control.local_steps={anne: 3}"], CONFIG_ERROR, "'anne'", "did you mean 'ann'?"),
     "model": (["model.name=./nowhere"], FAILURE, "nowhere", "model"),
     "dtype": (["model.dtype=float31"], CONFIG_ERROR, "float31", "float32"),
     "steps": (["client.local_steps=0"], CONFIG_ERROR, "client.local_steps", "client.local_steps"),
     "rounds": (["rounds=-1"], CONFIG_ERROR, "rounds", "rounds"),
-    "server's part": (["server.train=half"], CONFIG_ERROR, "server.train=half", "emulator"),
     "server without data": (["server.train=full"], CONFIG_ERROR, "server.train=full", "data.server_share"),
     "targets": (["peft.targets=[q_prjo]"], FAILURE, "q_prjo", "peft.targets"),
     "weights of clients": (["strategy.weight_by=token"], CONFIG_ERROR, "weight_by=token", "did you mean 'tokens'?"),
@@ -69,7 +64,7 @@ FAULTS = {
     "steps": "client.local_steps is checked by each client alone: every one fails, exit code 1 instead of 2",
     "dtype": "fedpeat/models/load.py and build.py give what to do as what was found: ConfigError(asked, nearest(...))",
 }
-WITHOUT_FINDING = {"kept blocks", "kept blocks of one"}  # the first line says it all
+WITHOUT_FINDING = {"kept blocks"}  # the first line says it all
 
 
 @pytest.mark.parametrize(
@@ -120,12 +115,10 @@ def test_damaged_json_is_told(refused, tmp_path):
     assert "torn.jsonl" in parts["error"] + parts["found"]
 
 
-def test_a_model_without_blocks_is_told(refused, model_folder, tmp_path, miniature):
-    from fedpeat.models import save_model
-
-    folder = save_model(miniature("llama", blocks=1), tmp_path / "flat")
-    code, parts = refused(f"model.name={folder}")
-    assert code in {CONFIG_ERROR, FAILURE}
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_a_model_without_a_row_of_blocks_is_told(blocks, refused, model_folder):
+    code, parts = refused(f"model.name={model_folder(blocks=blocks)}")
+    assert code == FAILURE
     assert "block" in parts["error"] + parts["found"]
 
 
@@ -158,11 +151,11 @@ def test_a_mistake_in_the_config_makes_no_folder(refused, tmp_path):
 
 
 def test_a_failed_run_says_so_in_its_folder(refused, tmp_path, read_json):
-    refused("report=true", "client.learning_rate=1e30", "client.clip_norm=null", "client.optimizer=SGD")
+    refused("client.learning_rate=1e30", "client.clip_norm=null", "client.optimizer=SGD")
     summary = read_json(tmp_path / "out" / "summary.json")
     assert summary["status"] == "failed"
     assert summary["rounds"] in {0, 1}
-    assert (tmp_path / "out" / "report.html").exists()
+    assert summary["metrics"]["full_zero_shot"]["loss"] > 0
 
 
 @pytest.fixture
@@ -185,29 +178,31 @@ def press_ctrl_c(monkeypatch):
     return press
 
 
-@pytest.mark.parametrize(("after", "rounds"), [(1, 0), (5, 1)])
-def test_an_interrupted_run_leaves_a_valid_folder(after, rounds, press_ctrl_c, command, tiny, tmp_path, open_run, run):
-    press_ctrl_c(after)
+def test_an_interrupted_run_leaves_a_valid_folder(press_ctrl_c, command, tiny, tmp_path, open_run):
+    press_ctrl_c(5)
     folder = tmp_path / "cut"
     code, out, err = command(*tiny("rounds=3", "export=true", "report=true"), f"hydra.run.dir={folder}")
     assert code == INTERRUPTED, err
     assert "Traceback" not in out + err
     ran = open_run(folder)
     assert ran.summary["status"] == "interrupted"
-    assert (ran.summary["rounds"], ran.summary["rounds_planned"]) == (rounds, 3)
-    assert [line["round"] for line in ran.rounds] == list(range(rounds + 1))
+    assert (ran.summary["rounds"], ran.summary["rounds_planned"]) == (1, 3)
+    assert [line["round"] for line in ran.rounds] == [0, 1]
     assert ran.summary["metrics"]["plug_in"] == ran.rounds[-1]["evaluations"]["plug_in"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["rounds"] == 3
     assert "interrupted" in (folder / "report.html").read_text()
 
 
-def test_what_was_done_before_an_interruption_is_what_a_shorter_run_does(press_ctrl_c, run, tmp_path):
+@pytest.mark.parametrize(("after", "rounds"), [(1, 0), (5, 1)])
+def test_what_was_done_before_an_interruption_is_what_a_whole_run_does(after, rounds, press_ctrl_c, run, tmp_path):
     whole = run("rounds=3")
-    press_ctrl_c(5)
+    press_ctrl_c(after)
     cut = run("rounds=3", folder=tmp_path / "cut")
     assert cut.summary["status"] == "interrupted"
-    strip = lambda line: {name: line[name] for name in ("round", "evaluations", "bytes_up")}  # noqa: E731
-    assert [strip(line) for line in cut.rounds] == [strip(line) for line in whole.rounds[:2]]
+    assert len(cut.rounds) == rounds + 1
+    for line, other in zip(cut.rounds, whole.rounds, strict=False):
+        assert line["evaluations"] == other["evaluations"]
+        assert line["bytes_up"] == other["bytes_up"]
 
 
 def test_an_interruption_before_any_data_leaves_a_valid_folder(command, tiny, monkeypatch, tmp_path, read_json):

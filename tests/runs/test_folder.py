@@ -45,6 +45,7 @@ def test_every_file_is_there(whole):
 
 
 def test_the_config_makes_the_same_run_again(ran, tiny):
+    """It is what the command line makes of the same overrides, too: `run` takes a shorter way."""
     from simulations.settings import load_settings, settings_hash
 
     written = yaml.safe_load((ran.folder / "config.yaml").read_text())

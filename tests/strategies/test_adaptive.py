@@ -32,9 +32,13 @@ def taken(recipe, deltas):
 
 
 def test_momentum_by_hand():
-    assert taken(fed_avg_m(momentum_beta=0.5), [2.0, 2.0, -1.0]) == [2.0, 3.0, 0.5]
+    assert taken(fed_avg_m(momentum_beta=0.5, server_learning_rate=1.0), [2.0, 2.0, -1.0]) == [2.0, 3.0, 0.5]
     assert taken(fed_avg_m(momentum_beta=0.5, server_learning_rate=0.5), [2.0, 2.0]) == [1.0, 1.5]
-    assert taken(fed_avg_m(momentum_beta=0.5, nesterov=True), [2.0, 2.0, -1.0]) == [3.0, 3.5, -0.75]
+    assert taken(fed_avg_m(momentum_beta=0.5, server_learning_rate=2.0, nesterov=True), [2.0, 2.0, -1.0]) == [
+        6.0,
+        7.0,
+        -1.5,
+    ]
 
 
 def test_adagrad_by_hand():
@@ -130,7 +134,8 @@ def test_steps_stay_below_two_and_a_half_rates(build, deltas):
 def test_without_momentum_it_is_averaging_to_the_bit():
     state = make_state(LAYOUT)
     situation, updates = make_situation(start(fed_avg_m(), state.tensors), LAYOUT), make_updates(state, 4)
-    still, plain = (aggregate(r, situation, updates).state.tensors for r in (fed_avg_m(momentum_beta=0.0), fed_avg()))
+    recipes = (fed_avg_m(momentum_beta=0.0, server_learning_rate=1.0), fed_avg())
+    still, plain = (aggregate(recipe, situation, updates).state.tensors for recipe in recipes)
     assert all(torch.equal(still[name], plain[name]) for name in plain)
 
 

@@ -60,6 +60,7 @@ def test_names_shapes_and_dtypes_come_back(codec, make_delta, send):
 @given(LISTS)
 @example([SUBNORMAL])
 @example([HUGE, -HUGE])
+@example([HUGE] * 128)
 @example([0.0, -0.0])
 def test_any_finite_delta_comes_back_finite(codec, send, values):
     delta = {"w": torch.tensor(values, dtype=torch.float32)}

@@ -6,6 +6,8 @@ from peft import PeftModel
 
 from fedpeat.peft import export_adapter
 
+PATTERN = {".*_proj": 2}
+
 
 @torch.no_grad()
 def logits(model, ids):
@@ -56,10 +58,7 @@ def lora(**options):
         (lora(init_lora_weights="pissa", target_modules="all-linear"), False),
         (lora(init_lora_weights="pissa", target_modules="all-linear"), True),
         (lora(use_rslora=True, r=4), True),
-        (
-            lora(r=4, target_modules="all-linear", **dict.fromkeys(("rank_pattern", "alpha_pattern"), {".*_proj": 2})),
-            True,
-        ),
+        (lora(r=4, target_modules="all-linear", rank_pattern=PATTERN, alpha_pattern=PATTERN), True),
     ],
     ids=["lora folded", "cores", "cores folded", "PiSSA", "PiSSA folded", "rsLoRA folded", "patterns folded"],
 )

@@ -25,6 +25,53 @@ def test_a_job_and_an_update_survive_the_way(message):
     assert torch.equal(again.delta["w"], update.delta["w"])
 
 
+def test_extras_and_the_encoding_travel_beside_the_delta(message):
+    delta = {"w": torch.tensor([1, 2], dtype=torch.int8), "w|scale": torch.tensor([0.5], dtype=torch.float16)}
+    extras = {"w": torch.tensor([3.0, 4.0]), "v": torch.tensor([5.0], dtype=torch.bfloat16)}
+    encoding = {"name": "int8", "block_size": 64}
+    again = read_update(update_reply(ClientUpdate("a", 3, delta, 7, {}, extras, encoding), to=message))
+    assert again.encoding == encoding
+    for found, sent in ((again.delta, delta), (again.extras, extras)):
+        assert set(found) == set(sent)
+        for name, tensor in sent.items():
+            assert found[name].dtype is tensor.dtype
+            assert torch.equal(found[name], tensor)
+    assert again.payload_bytes == 2 + 2 + 8 + 2
+
+
+def test_what_was_sent_is_counted_before_it_is_decoded(message):
+    half = {"w": torch.ones(10, dtype=torch.bfloat16)}
+    assert read_update(update_reply(ClientUpdate("a", 3, half, 7), to=message)).payload_bytes == 20
+    assert read_update(update_reply(ClientUpdate("a", 3, {}, 7), to=message)).payload_bytes == 0
+
+
+@pytest.mark.parametrize("encoding", [None, "", "{", b"{}", "[" * 100_000, "9" * 5000])
+def test_an_update_that_does_not_say_how_it_is_encoded_is_refused(message, encoding):
+    said = {"client": "a", "round": 1} if encoding is None else {"client": "a", "round": 1, "encoding": encoding}
+    content = {"arrays": to_arrays({"w": torch.ones(2)}), "metrics": MetricRecord({"num-examples": 1.0})}
+    reply = Message(RecordDict({**content, "config": ConfigRecord(said)}), reply_to=message)
+    with pytest.raises(UpdateRefused, match="use one version of fedpeat"):
+        read_update(reply)
+
+
+@pytest.mark.parametrize("said", [{"round": float("inf")}, {"round": float("nan")}, {"round": [1]}, {"round": "x"}])
+def test_a_round_that_is_no_number_is_refused(message, said):
+    config = ConfigRecord({"client": "a", "encoding": "{}", **said})
+    metrics = MetricRecord({"num-examples": 1.0})
+    with pytest.raises(UpdateRefused, match="who sent it"):
+        read_update(
+            Message(RecordDict({"arrays": ArrayRecord({}), "metrics": metrics, "config": config}), reply_to=message)
+        )
+
+
+@pytest.mark.parametrize("encoding", ["[]", "3", "null", '"int8"'])
+def test_an_encoding_that_is_no_description_is_none(message, encoding):
+    said = ConfigRecord({"client": "a", "round": 1, "encoding": encoding})
+    metrics = MetricRecord({"num-examples": 1.0})
+    reply = Message(RecordDict({"arrays": ArrayRecord({}), "metrics": metrics, "config": said}), reply_to=message)
+    assert read_update(reply).encoding == {}
+
+
 def test_a_failure_is_told_in_one_line(message):
     assert read_failure(error_reply("no rows", to=message), client="a", server_round=1).reason == "no rows"
     ray = "\x1b[36mray::run()\x1b[39m\n  File x\nRuntimeError: boom\n"
