@@ -94,9 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     cases = (Case(100, pairs=38, width=4096), Case(1000, pairs=15, width=1024))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    sections = [rules((Case(12, pairs=3, width=256),), 1) if asked.small else rules(cases, REPEATS)]
+    if asked.small:
+        cases = (Case(12, pairs=3, width=256),)
+    repeats = 1 if asked.small else REPEATS
+
+    def note(text: str) -> None:
+        console.print(f"{text} ...", style="dim")
+
+    sections = [rules(cases, repeats, note)]
     show(console, sections[0].to_json())
-    sections.append(widths(WIDTHS[:2], 1) if asked.small else widths(WIDTHS, REPEATS))
+    sections.append(widths(WIDTHS[:2] if asked.small else WIDTHS, repeats, note))
     show(console, sections[1].to_json())
     if asked.out:
         found = {"small": asked.small, "machine": machine(), "sections": [section.to_json() for section in sections]}
@@ -113,7 +120,7 @@ def build(rule: Rule) -> "Recipe":
 # Beside Flower
 
 
-def rules(cases: Sequence["Case"], repeats: int) -> "Section":
+def rules(cases: Sequence["Case"], repeats: int, note: Callable[[str], None]) -> "Section":
     """Return the section of our rules beside Flower's."""
     from benchmarks.processes import fresh
     from benchmarks.samples import Aim, Section
@@ -124,6 +131,7 @@ def rules(cases: Sequence["Case"], repeats: int) -> "Section":
         read = fresh(ours, case, None, repeats)
         rows.append({**about, "rule": "reading alone", "s": read["seconds"], "MiB": read["growth"]})
         for rule in RULES:
+            note(f"{rule.name}, {case.updates} updates of {case.megabytes:.2g} MB")
             mine = fresh(ours, case, rule, repeats)
             row = {
                 **about,
@@ -223,12 +231,15 @@ def measured(
 # By layer width
 
 
-def widths(chosen: Sequence[int], repeats: int) -> "Section":
+def widths(chosen: Sequence[int], repeats: int, note: Callable[[str], None]) -> "Section":
     """Return the section of the SVD rules by the width of one layer."""
     from benchmarks.processes import fresh
     from benchmarks.samples import Aim, Section
 
-    rows = [{"width": width, **fresh(of_width, width, repeats)} for width in chosen]
+    rows = []
+    for width in chosen:
+        note(f"SVD rules, width {width}")
+        rows.append({"width": width, **fresh(of_width, width, repeats)})
     names = [key for key in rows[0] if key not in {"width", "dense"}]
     slopes = {name: slope(chosen, [row[name] for row in rows]) for name in names}
     most = 1.2 if repeats > 1 else None

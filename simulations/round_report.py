@@ -66,8 +66,8 @@ def report_of(
         for name, metrics in participants.items()
     }
     seconds = clock.read()
-    tokens = sum(metrics["train_tokens"] for metrics in clients.values())
-    losses = [metrics["train_loss"] for metrics in clients.values()]
+    tokens = sum(metrics.get("train_tokens", 0.0) for metrics in clients.values())
+    losses = [metrics["train_loss"] for metrics in clients.values() if "train_loss" in metrics]
     workers = [metrics["peak_rss_mib"] for metrics in clients.values() if "peak_rss_mib" in metrics]
     return RoundReport(
         round=plan.round,

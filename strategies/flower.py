@@ -105,17 +105,19 @@ class RecipeStrategy(Strategy):
         config: ConfigRecord,  # noqa: ARG002 (Flower's signature)
         grid: Grid,  # noqa: ARG002 (Flower's signature)
     ) -> Iterator[Message]:
-        """Yield one message a device of the plan; devices of one rank share their tensors."""
+        """Yield one message a device of the plan; devices that get the same tensors share them."""
         plan = self._plan(server_round)
         facts = {"round": plan.round, "start_step": plan.start_step, "total_steps": plan.total_steps}
         seen, records = seen_by_recipe(self.situation), {}
         for device in plan.devices:
-            if device.rank not in records:
+            half = self._half(device)
+            alike = (device.rank, *(tuple(half.get(key, ())) for key in ("fixed", "personal")))
+            if alike not in records:
                 begin = time.perf_counter()
-                down = tensors_down(self.recipe, seen, self._half(device), device.rank)
-                records[device.rank] = (to_arrays(down), count_bytes(down))
+                down = tensors_down(self.recipe, seen, half, device.rank)
+                records[alike] = (to_arrays(down), count_bytes(down))
                 self.wire_seconds += time.perf_counter() - begin
-            record, size = records[device.rank]
+            record, size = records[alike]
             self.bytes_down[device.client] = size
             yield train_message(
                 self._job(device, facts), record, node=self.node_of(device.client), ttl_seconds=self.timeout_seconds

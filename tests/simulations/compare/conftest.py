@@ -17,7 +17,9 @@ def _changed(report, *, loss, scale, aggregation_error, personal):
     if evaluations:
         final = {"plug_in": loss} if report.round else {}
         final |= {"personal": personal} if report.round and personal is not None else {}
-        evaluations |= {name: Evaluation(value, 1 / (1 + value), 900) for name, value in final.items() if value is not None}
+        evaluations |= {
+            name: Evaluation(value, 1 / (1 + value), 900) for name, value in final.items() if value is not None
+        }
     metrics = dict(report.metrics)
     if aggregation_error is not None and report.round:
         metrics["aggregation_error"] = aggregation_error * report.round

@@ -57,7 +57,9 @@ def test_hydras_grammar_says_what_is_swept(known, word, key, shown, values):
 
 
 def test_lists_and_mappings_reach_the_settings(known):
-    grid = grid_of(known, "peft.targets=[q_proj,v_proj],null", "client.optimizer_options={weight_decay: 0.5}", "seeds=1")
+    grid = grid_of(
+        known, "peft.targets=[q_proj,v_proj],null", "client.optimizer_options={weight_decay: 0.5}", "seeds=1"
+    )
     assert [cell.settings["peft"]["targets"] for cell in grid.cells] == [["q_proj", "v_proj"], None]
     assert grid.cells[0].settings["client"]["optimizer_options"] == {"weight_decay": 0.5}
 

@@ -96,7 +96,11 @@ def test_a_diverged_baseline_leaves_the_others_without_a_difference(placed_runs)
 
 
 def test_failed_and_missing_runs_are_counted(placed_runs, tmp_path):
-    placed = [*placed_runs({"a": {0: 3.5, 1: 3.5}, "b": {0: 3.4}}), missing("b", 1, tmp_path), missing("c", 0, tmp_path)]
+    placed = [
+        *placed_runs({"a": {0: 3.5, 1: 3.5}, "b": {0: 3.4}}),
+        missing("b", 1, tmp_path),
+        missing("c", 0, tmp_path),
+    ]
     failed = Run(tmp_path, {}, "failed", "no such rank")
     placed += [Placed({"strategy": "d"}, seed, failed) for seed in (0, 1)]
     found = compare(placed, title="x")

@@ -126,4 +126,3 @@ def test_only_a_finished_run_of_equal_settings_is_finished(tmp_path, change):
     assert not is_finished(each)
     path.unlink()
     assert not is_finished(each)
-
