@@ -192,7 +192,7 @@ def _markdown(text: str) -> str:
     >>> print(_markdown("a|b <c> *d*"))
     a\|b \<c\> \*d\*
     """
-    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", printable(text, LONG))
+    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", printable(text, LONG)) if text else ""
 
 
 TEX = {
@@ -219,7 +219,7 @@ def _latex(text: str) -> str:
     >>> print(_latex("50 % of $x_1$ ± 2"))
     50 \% of \$x\_1\$ $\pm$ 2
     """
-    return "".join(TEX.get(letter, letter) for letter in printable(text, LONG))
+    return "".join(TEX.get(letter, letter) for letter in printable(text, LONG)) if text else ""
 
 
 def to_latex(comparison: Comparison) -> str:

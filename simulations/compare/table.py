@@ -92,7 +92,7 @@ def verdict_words(variant: Variant) -> str:
     if variant.verdict in known:
         return known[variant.verdict]
     if variant.difference is None:
-        return NOTHING
+        return NOTHING if variant.ranked else "other text"
     return f"unknown ({variant.difference.seeds} seed)"
 
 

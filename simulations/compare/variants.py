@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -36,6 +36,7 @@ class Variant:
         result: Mean and interval of `finals`; None where there is none or one diverged.
         difference: Mean and interval of the paired differences to the baseline, None where there are none.
         verdict: One of VERDICTS; better and worse only where the interval excludes 0.
+        ranked: Whether it is scored on the same text as its baseline: if not, the numbers do not compare.
         target: The value to reach, or None.
         reached: Where each finished run reached it, None where it did not.
         costs: Means over finished runs, by name, NaN where unknown.
@@ -49,6 +50,7 @@ class Variant:
     result: Interval | None
     difference: Interval | None = None
     verdict: str = "unknown"
+    ranked: bool = True
     target: float | None = None
     reached: tuple[Point | None, ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -185,6 +187,8 @@ def _alone(placed: Sequence[Placed], metric: str) -> Variant:
 def _judged(variant: Variant, base: Variant | None, metric: str, target: float | None, *, lower: bool) -> Variant:
     """Return a variant with its difference to the baseline, the verdict on it, and where it reached its target."""
     changes: dict[str, Any] = {}
+    if base is not None and variant.model != base.model:  # scored on other text: the numbers do not compare
+        return replace(variant, ranked=False)
     if target is None and base is not None and base.result is not None:
         target = base.result.mean
     if target is not None:
@@ -223,8 +227,8 @@ def _costs(runs: Sequence[Run]) -> dict[str, float]:
 
 def _order(variant: Variant, *, lower: bool) -> tuple[int, float]:
     if variant.result is not None:
-        return 0, variant.result.mean if lower else -variant.result.mean
-    return (1 if variant.finals else 2), 0.0
+        return (0 if variant.ranked else 1), variant.result.mean if lower else -variant.result.mean
+    return (2 if variant.finals else 3), 0.0
 
 
 def _notes(variants: Sequence[Variant], keys: Sequence[str]) -> list[str]:
@@ -245,7 +249,10 @@ def _notes(variants: Sequence[Variant], keys: Sequence[str]) -> list[str]:
             "Costs are means over seeds; memory is the largest process's, which may have run other cells before."
         )
     if any(variant.model == "personal" for variant in variants):
-        notes.append("personal: the mean over clients, each with its own model, which no other client or server has.")
+        notes.append(
+            "personal: each client's own model, which nobody else has, on that client's own text; shown after the others,"
+            " whose text is another, and not compared with them."
+        )
     if any(variant.result is None and variant.diverged for variant in variants):
         notes.append("diverged: the loss of at least one run was not finite at its end.")
     return notes

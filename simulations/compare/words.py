@@ -8,7 +8,7 @@ from simulations.report.wording import change
 
 def in_words(comparison: Comparison) -> str:
     """Return who is best, by how much, and whether that is more than noise between seeds."""
-    ranked = [variant for variant in comparison.variants if variant.result is not None]
+    ranked = [variant for variant in comparison.variants if variant.result is not None and variant.ranked]
     if not ranked:
         return "No variant has a result yet."
     best = ranked[0]

@@ -164,6 +164,28 @@ def test_lora_in_every_family(family, ends, make_ids, miniature, tmp_path):
         assert torch.equal(logits(loaded, make_ids()), logits(there.model, make_ids()))
 
 
+def test_square_cores_and_folds_in_every_family(family, ends, make_ids):
+    server, device = ends(family)
+    before = logits(device.model, make_ids())
+    there, here = attached(server, {"kind": "lora_sb", "rank": 3}), attached(device, {"kind": "lora_sb", "rank": 3})
+    assert here.names == there.names
+    assert here.layout == there.layout
+    assert set(here.names) == here.layout.names(["R"])
+    assert here.frozen_digest == there.frozen_digest != ""
+    assert torch.equal(logits(here.model, make_ids()), before)
+
+    kept, generator = digest(frozen(here)), torch.Generator().manual_seed(3)
+    folds = {pair.module: 0.02 * torch.randn(pair.shape, generator=generator) for pair in here.layout.pairs}
+    for tuned in (here, there):
+        tuned.fold(folds)
+    assert not torch.equal(logits(here.model, make_ids()), before)
+    take_steps(here, make_ids())
+    there.write(here.read())
+    torch.testing.assert_close(logits(merged_model(there), make_ids()), logits(there.model, make_ids()))
+    here.fold({})
+    assert digest(frozen(here)) == kept
+
+
 def test_whole_adapter_blocks_in_every_family(family, ends, make_ids):
     server, device = ends(family)
     before = logits(device.model, make_ids())

@@ -1,7 +1,16 @@
 import pytest
 
 from fedpeat.core import METRICS, ConfigError
-from simulations.documentation import Setting, configuration_page, metrics_page, read_page, write_pages
+from simulations.documentation import (
+    BEGIN,
+    END,
+    Setting,
+    configuration_page,
+    metrics_page,
+    read_page,
+    strategies_page,
+    write_pages,
+)
 
 MAIN = """\
 # What can be chosen.
@@ -125,7 +134,28 @@ def test_an_empty_option_is_an_option(tmp_path):
     assert "### `emulator=nothing`\n\nChooses nothing." in configuration_page(tmp_path)
 
 
+def strategies_in(folder):
+    rule = "_target_: strategies.general.fed_avg\nserver_learning_rate: 1.0  # eta\n"
+    return write(folder, config=MAIN, strategy__fed_avg=f"# A mean.\n{rule}", strategy__twice=f"# Another.\n{rule}")
+
+
 def test_pages_are_written(tmp_path):
-    write_pages(tmp_path / "docs", write(tmp_path / "conf", config=MAIN))
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "strategies.md"
+    page.write_text(f"# Kept\n\n{BEGIN}old table\n{END}\nKept too.\n", encoding="utf-8")
+    write_pages(tmp_path / "docs", strategies_in(tmp_path / "conf"))
     assert (tmp_path / "docs" / "metrics.md").read_text(encoding="utf-8") == metrics_page()
     assert (tmp_path / "docs" / "configuration.md").read_text(encoding="utf-8").startswith("<!-- Written by")
+    written = page.read_text(encoding="utf-8")
+    assert written.startswith(f"# Kept\n\n{BEGIN}")
+    assert written.endswith(f"{END}\nKept too.\n")
+    assert "old table" not in written
+    rows = [line for line in written.splitlines() if line.startswith("| `")]
+    assert [row.split("|")[1].strip() for row in rows] == ["`fed_avg`", "`twice`"]
+    assert all("| 1.00 / 1.00 |" in row for row in rows)
+
+
+def test_a_page_without_a_place_for_the_table_is_told(tmp_path):
+    for text in ("# Strategies\n", BEGIN, END):
+        with pytest.raises(ConfigError, match="no marks for it"):
+            strategies_page(text, tmp_path)

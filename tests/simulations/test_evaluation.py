@@ -42,12 +42,10 @@ def test_each_client_is_scored_by_its_own_model_and_by_the_tokens_it_has(tuned, 
     ids = {"ann": make_ids(4, 12), "bob": make_ids(1, 12, seed=1), "eve/../ann": make_ids(2, 12, seed=2)}
     rows = {client: Rows(tokens, tokens) for client, tokens in ids.items()}
     rows["ann"] = Rows(ids["ann"], ids["ann"].masked_fill(torch.arange(12) < 5, -100))
-    own = {client: random_like(tuned.initial, seed) for client, seed in (("ann", 2), ("eve/../ann", 3))}
-    kept = {
-        client: {name: t for name, t in tensors.items() if name in layout.names("B")} for client, tensors in own.items()
-    }
-    for client, tensors in kept.items():
-        Store(tmp_path, client).write("personal", tensors)
+    kept = {}
+    for client, seed in (("ann", 2), ("eve/../ann", 3)):
+        kept[client] = {n: tensor for n, tensor in random_like(shared, seed).items() if n in layout.names(["B"])}
+        Store(tmp_path, client).write("personal", kept[client])
 
     tuned.write(shared)
     before = evaluate(tuned.model, rows["bob"], batch_size=2, threads=1)
@@ -64,14 +62,8 @@ def test_each_client_is_scored_by_its_own_model_and_by_the_tokens_it_has(tuned, 
     assert found.loss == pytest.approx(sum(part.loss * part.tokens for part in parts) / 61)
     assert found.accuracy == pytest.approx(sum(part.accuracy * part.tokens for part in parts) / 61)
     tuned.write(shared)
-    plain = (
-        sum(
-            evaluate(tuned.model, one, batch_size=2, threads=1).loss * one_tokens
-            for one, one_tokens in zip(rows.values(), (28, 11, 22), strict=True)
-        )
-        / 61
-    )
-    assert abs(found.loss - plain) > 0.01
+    alike = [evaluate(tuned.model, one, batch_size=2, threads=1) for one in rows.values()]
+    assert abs(found.loss - sum(part.loss * part.tokens for part in alike) / 61) > 0.01
 
 
 def test_with_nothing_kept_personal_models_are_the_shared_one(tuned, make_ids, tmp_path):
@@ -90,8 +82,6 @@ def test_chosen_numbers_are_spread_evenly_from_end_to_end(count, limit):
     assert len(chosen) == min(count, limit)
     if 1 < limit < count:
         assert (chosen[0], chosen[-1]) == (0, count - 1)
-        gaps = {later - earlier for earlier, later in zip(chosen, chosen[1:], strict=False)}
-        assert max(gaps) - min(gaps) <= 1 or len(gaps) <= 2
         step = (count - 1) / (limit - 1)
         assert all(abs(number - place * step) <= 0.5 + 1e-9 for place, number in enumerate(chosen))
 

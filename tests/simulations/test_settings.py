@@ -64,7 +64,7 @@ def every_option():
             yield group.name, option.relative_to(group).with_suffix("").as_posix()
 
 
-NEEDED = {"model=hf": "model.name=x"}
+NEEDED = {"model=hf": "model.name=x", "strategy=flower": "strategy.name=FedMedian"}
 
 
 @pytest.mark.parametrize(("group", "option"), [*every_option()])

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -49,3 +50,8 @@ def test_a_mismatch_is_told_with_both_sides(tensors, words):
     with pytest.raises(UpdateRefused, match="the update") as caught:
         check_like(tensors, ONE, what="the update")
     assert words in str(caught.value)
+
+
+def test_an_empty_tensor_from_numpy_has_a_digest():
+    empty = torch.from_numpy(np.empty((0,), dtype=np.float32))
+    assert digest({"w": empty}) == digest({"w": torch.zeros(0)}) != digest({"v": empty})

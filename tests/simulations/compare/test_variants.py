@@ -150,7 +150,9 @@ def test_personal_models_are_judged_by_their_own_metric(write_run, tmp_path):
     found = compare(placed, title="x", metric="loss")
     assert by_value(found)["p"].finals == {0: pytest.approx(3.1)}
     assert [point.value for point in placed[1].run.curve("loss")][1:] == pytest.approx([3.3, 3.1])
-    assert table_of(found)[0]["loss"].endswith("(personal)")
+    assert by_value(found)["p"].difference is None, "it is scored on other text"
+    assert table_of(found)[1]["loss"].endswith("(personal)"), "so it comes after those that compare"
+    assert table_of(found)[1]["beyond noise"] == "other text"
     assert any(note.startswith("personal") for note in found.notes)
 
 
