@@ -1,5 +1,7 @@
 """LoRA updates of any number and size, as Flower messages and in memory."""
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,15 +58,23 @@ def messages_of(case: Case, parts: Sequence[str] = ("A", "B")) -> list[Any]:
     return [update_reply(_update(number, _factors(draw, layout, parts)), to=asked) for number in numbers]
 
 
+@functools.cache
+def _pool() -> np.ndarray:
+    return np.random.default_rng(2).standard_normal(2**22, dtype=np.float32)
+
+
 def _update(number: int, delta: dict[str, torch.Tensor]) -> ClientUpdate:
     return ClientUpdate(f"client-{number:04}", 1, delta, 1000.0 + number, {"train_loss": 1.0})
 
 
 def _factors(draw: np.random.Generator, layout: Layout, parts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return random factors: pieces from anywhere in a pool of normal numbers, as drawing them all takes long."""
+    pool = _pool()
     found = {}
     for pair in layout.pairs:
         out, width = pair.shape
         for part, name, shape in (("A", pair.a, (layout.rank, width)), ("B", pair.b, (out, layout.rank))):
             if part in parts:
-                found[name] = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32))
+                start = int(draw.integers(pool.size - math.prod(shape)))
+                found[name] = torch.from_numpy(pool[start : start + math.prod(shape)].reshape(shape).copy())
     return found

@@ -61,6 +61,7 @@ def compose(
     Raises:
         FedPeatError: Of the kind that fits, for settings that cannot be had.
     """
+    check_counts(settings)
     device = resolve_device(settings["client"]["device"])
     loaded = load_model_of(settings, device)
     split = make_split(find_blocks(loaded.model).count, **settings["model"]["split"])
@@ -150,6 +151,21 @@ def zero_shot_of(
     return zero_shot
 
 
+def check_counts(settings: Settings) -> None:
+    """Check what must be counted from 1; no rounds at all is an evaluation before tuning.
+
+    Raises:
+        ConfigError: If a count is less.
+    """
+    for key in ("rounds", "evaluate_every", "client.local_steps", "round.min_replies", "server.local_steps"):
+        value: Any = settings
+        for part in key.split("."):
+            value = value[part]
+        least = 0 if key == "rounds" else 1
+        if value is not None and value < least:
+            raise ConfigError(f"cannot use {key}={value}", f"it must be {least} or more", f"raise {key}")
+
+
 def load_model_of(settings: Settings, device: str) -> LoadedModel:
     """Return the full model that `settings` name."""
     model = settings["model"]
@@ -210,13 +226,13 @@ def control_of(settings: Settings, data: FederatedData, recipe: Recipe) -> Fixed
             f"strategy={recipe.name} adds tensors of one shape",
             "choose a strategy that can mix ranks, or leave control.rank empty",
         )
+    wanted = len(data.clients) if clients["per_round"] is None else clients["per_round"]
     names: Sequence[str] = [POOLED] if clients["pool"] else [client.name for client in data.clients]
-    per_round = len(names) if clients["pool"] else clients["per_round"] or len(names)
-    pooled = len(data.clients) if clients["per_round"] is None else clients["per_round"]
+    per_round = len(names) if clients["pool"] else wanted
     return FixedControl(
         clients=names,
         per_round=per_round,
-        local_steps=settings["client"]["local_steps"] * (pooled if clients["pool"] else 1),
+        local_steps=settings["client"]["local_steps"] * (wanted if clients["pool"] else 1),
         rounds=settings["rounds"],
         seed=settings["seed"],
         local_steps_of=control["local_steps"],

@@ -119,9 +119,12 @@ class Federation:
 
     @property
     def window(self) -> int:
-        """Messages on their way at once: enough to keep all workers busy, fewer where they are large."""
-        by_size = WINDOW_BYTES // max(self.payload_bytes, 1)
-        return max(2 * self.workers, min(by_size, WINDOW_MESSAGES))
+        """Messages on their way at once, as long as nothing is folded: see `window_of`."""
+        return self.window_of(self.payload_bytes)
+
+    def window_of(self, message_bytes: int) -> int:
+        """Return how many messages of this size may be on their way: enough for all workers, fewer of large ones."""
+        return max(2 * self.workers, min(WINDOW_BYTES // max(message_bytes, 1), WINDOW_MESSAGES))
 
     @property
     def slots(self) -> int:
@@ -284,5 +287,7 @@ def train_round(
 ) -> None:
     """Send a plan's work out and fold what comes back; the outcome is `strategy.aggregation`."""
     messages = strategy.configure_train(plan.round, ArrayRecord(), ConfigRecord(), grid)
-    replies = exchange(grid, messages, window=federation.window, timeout_seconds=federation.timeout_seconds, stop=stop)
+    state = strategy.situation.state
+    window = federation.window_of(count_bytes(state.tensors) + count_bytes(state.folds))
+    replies = exchange(grid, messages, window=window, timeout_seconds=federation.timeout_seconds, stop=stop)
     strategy.aggregate_train(plan.round, replies)

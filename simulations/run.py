@@ -14,7 +14,16 @@ import yaml
 from flwr.serverapp import Grid
 
 from fedpeat.client.app import app as client_app
-from fedpeat.core import EngineError, Evaluation, RoundReport, RunState, peak_rss_mib, write_json, write_text
+from fedpeat.core import (
+    ConfigError,
+    EngineError,
+    Evaluation,
+    RoundReport,
+    RunState,
+    peak_rss_mib,
+    write_json,
+    write_text,
+)
 from fedpeat.data import FederatedData, client_table, plot_clients
 from fedpeat.server import read_history
 from simulations.baselines import Quietly, run_local_only, whole_model_settings
@@ -78,6 +87,7 @@ class _Run:
         self.tracker = quietly(built(settings["tracker"]), self.progress.message)
 
     def run(self) -> dict[str, Any]:
+        self._check_folder()
         write_text(self.folder / "config.yaml", self.text)
         write_text(self.folder / "config.sha", self.hash + "\n")
         with self.progress:
@@ -91,6 +101,13 @@ class _Run:
                 summary = self._finish()
         self.progress.run_finished(summary, self.folder)
         return summary
+
+    def _check_folder(self) -> None:
+        """Refuse a folder with a run in it: its history would go on, and clients would use what they kept."""
+        if (self.folder / "metrics.jsonl").exists() or (self.folder / "clients").exists():
+            raise ConfigError(
+                f"cannot run in {self.folder}", "there is a run in it", "remove it, or set another hydra.run.dir"
+            )
 
     def _prepare(self) -> Composed:
         self.engine = built(self.settings["engine"])

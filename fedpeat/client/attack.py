@@ -60,4 +60,5 @@ def attacked(update: ClientUpdate, job: Mapping[str, Any]) -> ClientUpdate:
             return torch.full_like(tensor, torch.nan)
         return tensor * (factor if attack["kind"] == "scale" else -factor)
 
-    return replace(update, delta={name: harm(update.delta[name]) for name in sorted(update.delta)})
+    delta = {name: harm(update.delta[name]) for name in sorted(update.delta)}
+    return replace(update, delta=delta, extras={name: harm(update.extras[name]) for name in sorted(update.extras)})

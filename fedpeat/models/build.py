@@ -104,9 +104,13 @@ def build_skeleton(description: Mapping[str, Any]) -> PreTrainedModel:
     cls = find_class(str(description["class"]))
     attention, dtype = description["attention"], description["dtype"]
     if attention not in ATTENTIONS:
-        raise ModelError(f"cannot build a {cls.__name__} with attention {attention!r}", nearest(attention, ATTENTIONS))
+        raise ModelError(
+            f"cannot build a {cls.__name__} with attention {attention!r}",
+            "no such choice",
+            nearest(attention, ATTENTIONS),
+        )
     if dtype not in DTYPES:
-        raise ModelError(f"cannot build a {cls.__name__} in {dtype!r}", nearest(dtype, DTYPES))
+        raise ModelError(f"cannot build a {cls.__name__} in {dtype!r}", "no such type", nearest(dtype, DTYPES))
     plain = {key: _decoded(value) for key, value in description["config"].items() if key not in _NOT_OF_THE_MODEL}
     try:
         config = cls.config_class.from_dict(plain)  # type: ignore[union-attr]

@@ -64,9 +64,11 @@ def load_model(
     """
     dtype = _SHORT_DTYPES.get(dtype, dtype)
     if dtype not in DTYPES:
-        raise ConfigError(f"cannot load in model.dtype={dtype!r}", nearest(dtype, DTYPES))
+        raise ConfigError(f"cannot load in model.dtype={dtype!r}", "no such type", nearest(dtype, DTYPES))
     if attention not in ATTENTIONS:
-        raise ConfigError(f"cannot load with model.attention={attention!r}", nearest(attention, ATTENTIONS))
+        raise ConfigError(
+            f"cannot load with model.attention={attention!r}", "no such choice", nearest(attention, ATTENTIONS)
+        )
     place = locate_model(str(name))
     with _quiet():
         _check_is_causal(place, name, revision)

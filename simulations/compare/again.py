@@ -9,12 +9,13 @@ from rich.text import Text
 
 from fedpeat.core import ConfigError, StorageError, nearest, read_json
 from simulations.compare.collect import Run, find_runs, read_run
-from simulations.compare.differences import varying
+from simulations.compare.differences import default_of, varying
 from simulations.compare.outputs import write_outputs
 from simulations.compare.request import Request, read_request
 from simulations.compare.variants import Comparison, Placed, compare
 from simulations.compare.watch import show
 from simulations.report import summarise, write_report
+from simulations.settings import load_settings
 
 PLAN, CELLS = "plan.json", "cells"
 OWN_KEYS = ("baseline", "target", "metric")
@@ -27,7 +28,7 @@ usage: fedpeat report FOLDER [baseline=VALUE] [metric=NAME] [target=NUMBER]
   fedpeat report multirun/2025-01-31/12-00-00    all runs below: finds what varies between them, and compares
   fedpeat report outputs/compare/...             what 'fedpeat compare' wrote, finished or not
 
-  baseline=VALUE   value of the first varying key that others are compared with; default: the first run's
+  baseline=VALUE   value of the first varying key that others are compared with; default: the usual one
   metric=NAME      perplexity (the default), loss or accuracy of the plug-in model on held-out text
   target=NUMBER    value to reach, for rounds and bytes to it; default: the baseline's mean at the end
 """
@@ -123,6 +124,9 @@ def _found(runs: Sequence[Run], folder: Path, request: Request) -> Comparison:
             continue
         newest[place] = Placed(values, run.seed, run)
     placed = list(newest.values())
+    first = next(iter(words), "")
+    usual = default_of(first, load_settings()) if first and request.baseline is None else ""
+    baseline = usual if usual in words.get(first, ()) else request.baseline
     _check_baseline(placed, request.baseline)
     notes = []
     if len(placed) < len(runs):
@@ -131,7 +135,7 @@ def _found(runs: Sequence[Run], folder: Path, request: Request) -> Comparison:
         placed,
         title=folder.name,
         metric=request.metric,
-        baseline=request.baseline,
+        baseline=baseline,
         target=request.target,
         notes=notes,
     )

@@ -14,7 +14,7 @@ from rich.text import Text
 from fedpeat.core import EngineError, StorageError, write_json
 from simulations.compare.again import CELLS, PLAN, write_planned
 from simulations.compare.estimate import estimate
-from simulations.compare.grid import Grid, known_names, label_of, make_grid
+from simulations.compare.grid import Cell, Grid, known_names, label_of, make_grid
 from simulations.compare.outputs import encodable
 from simulations.compare.request import Request, read_request
 from simulations.compare.watch import Watch, fit
@@ -109,12 +109,24 @@ def prepared(arguments: Sequence[str], run: str = RUN) -> Work:
     request = read_request(arguments, known=known_names())
     grid = make_grid(request)
     folder = (request.folder or Path(time.strftime("outputs/compare/%Y-%m-%d/%H-%M-%S"))).absolute()
-    tasks = [Task(cell.name, cell.settings, folder / CELLS / cell.name, cell.hash) for cell in grid.cells]
+    tasks = [Task(cell.name, cell.settings, place, cell.hash) for cell, place in _places(grid, folder)]
     done = tuple(task for task in tasks if is_finished(task))
     todo = tuple(task for task in tasks if task not in done)
     threads = max(max(task.settings[part]["threads"] for part in ("client", "evaluation")) for task in tasks)
     jobs = min(request.jobs or default_jobs(tasks, threads), max(len(todo), 1))
     return Work(request, grid, folder, todo, done, jobs, threads, run)
+
+
+def _places(grid: Grid, folder: Path) -> Iterator[tuple[Cell, Path]]:
+    """Yield each cell and its folder; a finished run of equal settings may stand under the name of another grid."""
+    hashes = [cell.hash for cell in grid.cells]
+    for cell in grid.cells:
+        own = folder / CELLS / cell.name
+        others = sorted((folder / CELLS).glob(f"*seed{cell.seed}-{cell.hash[:8]}"))
+        # Cells that differ only in how they are executed share a hash: each needs a run of its own.
+        kept = [] if own.exists() or hashes.count(cell.hash) > 1 else others
+        found = (place for place in kept if is_finished(Task(cell.name, cell.settings, place, cell.hash)))
+        yield cell, next(found, own)
 
 
 def default_jobs(tasks: Sequence[Task], threads: int) -> int:
@@ -132,13 +144,16 @@ def default_jobs(tasks: Sequence[Task], threads: int) -> int:
 
 def _plan(work: Work) -> dict[str, object]:
     """Return what the outputs need beside the runs, so that they can be written again."""
+    places = {task.name: task.folder for task in (*work.todo, *work.done)}
     return {
         "title": work.folder.name,
         "words": list(work.request.words),
         "metric": work.request.metric,
         "baseline": work.grid.baseline,
         "target": work.request.target,
-        "cells": [{"name": cell.name, "values": dict(cell.values), "seed": cell.seed} for cell in work.grid.cells],
+        "cells": [
+            {"name": places[cell.name].name, "values": dict(cell.values), "seed": cell.seed} for cell in work.grid.cells
+        ],
     }
 
 

@@ -32,6 +32,20 @@ def varying(runs: Sequence[Run]) -> dict[str, list[str]]:
     return found
 
 
+def default_of(key: str, defaults: Mapping[str, Any]) -> str:
+    """Return the value of a varying key in other settings, as `varying` would show it; empty where it has none.
+
+    >>> default_of("peft.rank", {"peft": {"rank": 8}}), default_of("peft", {"peft": {"kind": "lora"}})
+    ('8', 'lora')
+    """
+    node: Any = defaults
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return ""
+        node = node[part]
+    return _name(node) if isinstance(node, Mapping) else shown(node)
+
+
 def _walk(prefix: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
     if len({as_key(node) for node in nodes}) == 1:
         return

@@ -12,8 +12,8 @@ from simulations.report.style import WIDE_INCHES, colour, new_axes, spread
 ROOM_INCHES = 2.6
 """Space on the right for names."""
 
-GAP = 0.072
-"""Least distance of two names, as a share of the axes' height."""
+GAP_INCHES = 0.215
+"""Least distance of two names."""
 
 
 class Name(NamedTuple):
@@ -26,11 +26,22 @@ class Name(NamedTuple):
     dash: Any = None
 
 
-def wide_axes(title: str, *, unit: str) -> tuple[Figure, Axes]:
-    """Return a wide figure with room for the names of variants, which are longer than those of models."""
+def wide_axes(title: str, *, unit: str, rows: int = 0) -> tuple[Figure, Axes]:
+    """Return a wide figure with room for the names of variants, which are longer than those of models.
+
+    Args:
+        title: Its title.
+        unit: What stands under the title.
+        rows: Rows that it must have the height for; 0 for the usual height.
+    """
     figure, axes = new_axes(title, unit=unit, wide=True)
     box = axes.get_position()
-    axes.set_position((box.x0, box.y0, 1 - box.x0 - ROOM_INCHES / WIDE_INCHES[0], box.height))
+    width, usual = WIDE_INCHES
+    inside = max(usual * box.height, rows * 1.2 * GAP_INCHES)
+    below, above = usual * box.y0, usual * (1 - box.y1)
+    height = below + inside + above
+    figure.set_size_inches(width, height)
+    axes.set_position((box.x0, below / height, 1 - box.x0 - ROOM_INCHES / width, inside / height))
     return figure, axes
 
 
@@ -65,8 +76,10 @@ def write_names(axes: Axes, names: Sequence[Name]) -> None:
         across, height = to_axes.transform((name.place, name.value))
         found.append((float(height), order, float(across)))
     found.sort()
+    figure = axes.get_figure(root=True)
+    gap = GAP_INCHES / ((figure.get_figheight() if figure else 1.0) * axes.get_position().height)
     free: dict[str, Any] = {"clip_on": False, "transform": axes.transAxes, "scalex": False, "scaley": False}
-    for (height, order, across), level in zip(found, _inside([one[0] for one in found]), strict=True):
+    for (height, order, across), level in zip(found, inside([one[0] for one in found], gap), strict=True):
         _, _, text, role, dash = names[order]
         start = across + 0.024
         axes.plot(
@@ -78,19 +91,19 @@ def write_names(axes: Axes, names: Sequence[Name]) -> None:
         axes.text(start + 0.006, level, text, transform=axes.transAxes, color=colour(role), va="center", fontsize=9)
 
 
-def _inside(heights: Sequence[float]) -> list[float]:
-    """Return heights at least GAP apart, from the bottom of the axes on; too many of them grow over the top.
+def inside(heights: Sequence[float], gap: float) -> list[float]:
+    """Return heights (shares of the axes') at least `gap` apart; too many of them grow over the top.
 
-    >>> [round(place, 3) for place in _inside([0.0, 0.01, 0.5])]
-    [0.0, 0.072, 0.5]
+    >>> [round(place, 3) for place in inside([0.0, 0.01, 0.5], 0.1)]
+    [0.0, 0.1, 0.5]
     """
-    places = spread(heights, gap=GAP)
+    places = spread(heights, gap=gap)
     top = 1.0
     for at in reversed(range(len(places))):
         places[at] = min(places[at], top)
-        top = places[at] - GAP
+        top = places[at] - gap
     least = 0.0
     for at, place in enumerate(places):
         places[at] = max(place, least)
-        least = places[at] + GAP
+        least = places[at] + gap
     return places

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,6 +19,12 @@ ROLES = ("plug_in", "emulator_tuned", "local_only", "whole_model", "emulator_zer
 STROKES = ("solid", (0, (6, 1.5)), (0, (1, 1.5)))
 NAMED = 12
 """Variants with a colour and a name: the best ones and the baseline; more cannot be told apart."""
+
+FEW = 8
+"""So many points of a figure all get names."""
+
+ROWS = 60
+"""Most rows of the figure of differences."""
 
 LABEL = 30
 """Longest name in a figure."""
@@ -51,9 +58,14 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
+def drawn(comparison: Comparison) -> list[Variant]:
+    """Return the variants that have something to draw, and on the same text as their baseline."""
+    return [variant for variant in comparison.variants if variant.finals and variant.ranked]
+
+
 def named(comparison: Comparison) -> list[tuple[Variant, str, Any]]:
     """Return the variants that get a name, each with its colour's role and its dash, the best ones first."""
-    shown = [variant for variant in comparison.variants if variant.finals]
+    shown = drawn(comparison)
     first = [variant for variant in shown if variant.verdict == "baseline"][:1]
     rest = [variant for variant in shown if variant not in first]
     chosen = {id(variant) for variant in [*first, *rest[: NAMED - len(first)]]}
@@ -77,7 +89,7 @@ def mean_line(curves: Sequence[Sequence[Point]], place: Callable[[Point], float]
 def curves(comparison: Comparison, *, over: str) -> Figure | None:
     """Draw the metric over `rounds` or over `bytes` moved both ways: a line for the mean, a band over the seeds."""
     shown = named(comparison)
-    points = {id(v): [run.curve(comparison.metric) for run in v.finished] for v in comparison.variants}
+    points = {id(v): [run.curve(comparison.metric) for run in v.finished] for v in drawn(comparison)}
     most = max((curve[-1].bytes for several in points.values() for curve in several if curve), default=0)
     if not shown or (over == "bytes" and not most):
         return None
@@ -96,7 +108,7 @@ def curves(comparison: Comparison, *, over: str) -> Figure | None:
     lines = {key: line for key, line in lines.items() if line}
     if not lines:
         return None
-    for variant in comparison.variants:
+    for variant in drawn(comparison):
         if id(variant) not in {id(one) for one, _, _ in shown} and id(variant) in lines:
             axes.plot(*_means(lines[id(variant)]), color=colour("faint"), linewidth=0.8)
     ends = []
@@ -151,12 +163,12 @@ def _name(variant: Variant) -> str:
 def differences(comparison: Comparison) -> Figure | None:
     """Draw each variant's paired difference to its baseline with its interval, the best one on top."""
     shown = [variant for variant in comparison.variants if variant.difference and variant.difference.half is not None]
-    shown = shown[:NAMED]
+    shown = shown[:ROWS]
     if not shown:
         return None
     better = "left of the line is better" if comparison.lower_is_better else "right of the line is better"
     title = f"{comparison.metric.capitalize()}, difference to {printable(comparison.baseline_label, LABEL)}"
-    figure, axes = wide_axes(title, unit=f"{better}; bars are 95 % intervals")
+    figure, axes = wide_axes(title, unit=f"{better}; bars are 95 % intervals", rows=len(shown))
     free_places(axes, f"difference in {comparison.metric}, paired over seeds")
     ends = []
     for height, variant in enumerate(reversed(shown)):
@@ -177,29 +189,35 @@ def differences(comparison: Comparison) -> Figure | None:
 
 def pareto(comparison: Comparison) -> Figure | None:
     """Draw the metric at the end against the bytes moved; a line joins those that nothing beats in both."""
-    shown = [(variant, role) for variant, role, _ in named(comparison) if variant.result is not None]
+    shown = [(variant, variant.result) for variant in drawn(comparison) if variant.result is not None]
     traffic = [variant.costs["down"] + variant.costs["up"] for variant, _ in shown]
     if len(shown) < 2 or not max(traffic):
         return None
     power = _power(max(traffic))
     places = [amount / 1024**power for amount in traffic]
-    results = [variant.result.mean for variant, _ in shown if variant.result]
+    values = [result.mean for _, result in shown]
+    front = _front(places, values, lower=comparison.lower_is_better)
     unit = f"{comparison.metric} at the end, {'lower' if comparison.lower_is_better else 'higher'} is better"
     figure, axes = wide_axes("Quality against traffic", unit=unit)
     free_places(axes, f"tensors moved in a run, down and up, {UNITS[power]}")
-    for (variant, role), place, value in zip(shown, places, results, strict=True):
-        half = (variant.result.half if variant.result else None) or 0.0
-        axes.errorbar([place], [value], yerr=[half], fmt="o", color=colour(role), markersize=8, elinewidth=1, capsize=2)
-    front = _front(places, results, lower=comparison.lower_is_better)
-    axes.step(
-        *zip(*front, strict=True), where="post", color=colour("faint"), linewidth=1.2, linestyle="dashed", zorder=0
-    )
+    roles = {id(variant): role for variant, role, _ in named(comparison)}
+    names: list[Name] = []
+    seen: set[str] = set()
+    for (variant, result), place, value in zip(shown, places, values, strict=True):
+        # Where they are many, the best at each amount of traffic has a name; the baseline always has.
+        is_named = len(shown) <= FEW or f"{place:.2g}" not in seen or variant.verdict == "baseline"
+        seen.add(f"{place:.2g}")
+        role = roles.get(id(variant), "muted") if is_named else "faint"
+        error = [result.half or 0.0] if is_named else None
+        points = {"color": colour(role), "markersize": 8 if is_named else 5, "elinewidth": 1, "capsize": 2}
+        axes.errorbar([place], [value], yerr=error, fmt="o", zorder=3 if is_named else 2, **points)
+        names += [Name(place, value, _name(variant), role)] if is_named else []
+    line = {"color": colour("faint"), "linewidth": 1.2, "linestyle": "dashed", "zorder": 0}
+    axes.step(*zip(*front, strict=True), where="post", **line)
     scale_places(axes, places)
-    scale_for(axes, results)
+    scale_for(axes, values)
     axes.margins(x=0.08, y=0.12)
-    write_names(
-        axes, [Name(p, v, _name(each), role) for (each, role), p, v in zip(shown, places, results, strict=True)]
-    )
+    write_names(axes, names)
     return figure
 
 
@@ -216,16 +234,28 @@ def _front(places: Sequence[float], values: Sequence[float], *, lower: bool) -> 
     return front
 
 
-def caption(name: str, comparison: Comparison) -> str:
+def caption(name: str, comparison: Comparison, figure: Figure) -> str:
     """Return what stands under a figure."""
     band = "The line is the mean over seeds, the band reaches from the lowest to the highest."
     texts = {
-        "rounds": band,
-        "bytes": f"{band} Tensor payload of all clients, both ways, without the bundle.",
-        "differences": "An interval that touches the line may be noise between seeds.",
-        "pareto": "The dashed line joins the variants that no other one beats in both.",
-    }
-    hidden = sum(bool(variant.finals) for variant in comparison.variants) - len(named(comparison))
-    more = f" {hidden} more variants are grey." if hidden > 0 and name in CURVES else ""
-    more = " The axis shows the later rounds in full; lines may enter from outside." + more if name in CURVES else more
-    return texts[name] + more
+        "rounds": [band],
+        "bytes": [band, "Tensor payload of all clients, both ways, without the bundle."],
+        "differences": ["An interval that touches the line may be noise between seeds."],
+        "pareto": ["The dashed line joins the variants that no other one beats in both; bars are 95 % intervals."],
+    }[name]
+    if name == "pareto" and sum(variant.result is not None for variant in drawn(comparison)) > FEW:
+        texts.append("The best at each amount of traffic has a name.")
+    hidden = len(drawn(comparison)) - len(named(comparison))
+    if hidden > 0 and name in CURVES:
+        texts.append(f"{hidden} more variant{'s are' if hidden > 1 else ' is'} grey.")
+    if name in CURVES and _is_cut(figure):
+        texts.append("Lines enter from outside: the axis shows the later rounds in full.")
+    return " ".join(texts)
+
+
+def _is_cut(figure: Figure) -> bool:
+    """Tell whether a figure's axis leaves out a part of its lines."""
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    lines = [line for line in axes.get_lines() if line.get_transform() is axes.transData]
+    return any(not low <= height <= high for line in lines for height in np.asarray(line.get_ydata(), dtype=float))

@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -54,12 +55,14 @@ class Grid:
     baseline: str
 
 
+@cache
 def option_names() -> dict[str, list[str]]:
     """Return the options of each config group."""
     folders = (path for path in sorted(conf_folder().iterdir()) if path.is_dir())
     return {folder.name: sorted(option.stem for option in folder.glob("*.yaml")) for folder in folders}
 
 
+@cache
 def known_names() -> set[str]:
     """Return the top-level keys and groups of a run's config."""
     return {str(key) for key in composed()} | set(option_names())

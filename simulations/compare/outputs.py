@@ -33,7 +33,9 @@ def write_outputs(comparison: Comparison, folder: Path) -> Path:
     drawn = figures.draw(comparison)
     for name, figure in drawn.items():
         style.write_png(figure, folder / FIGURES / f"{name}.png")
-    pictures = [(name, style.to_svg(it, name=name), figures.caption(name, comparison)) for name, it in drawn.items()]
+    pictures = [
+        (name, style.to_svg(it, name=name), figures.caption(name, comparison, it)) for name, it in drawn.items()
+    ]
     write_text(folder / "comparison.csv", to_csv(comparison, folder))
     write_json(folder / "comparison.json", encodable(to_json(comparison, folder)))
     write_text(folder / "comparison.md", _clean(to_markdown(comparison)))

@@ -31,7 +31,7 @@ def columns(comparison: Comparison) -> list[Column]:
     found.append(Column(comparison.metric, lambda variant: result_words(variant, places)))
     if comparison.baseline and len(comparison.variants) > 1:
         changes = common_places([variant.difference for variant in comparison.variants if variant.difference])
-        heading = f"vs. {printable(comparison.baseline_label, 32)}"
+        heading = f"vs. {printable(comparison.baseline_label, 60)}"
         found.append(Column(heading, lambda variant: difference_words(variant, changes)))
         found.append(Column("beyond noise", verdict_words, left=True))
     targets = {variant.target for variant in comparison.variants if variant.target is not None}
@@ -54,7 +54,7 @@ def columns(comparison: Comparison) -> list[Column]:
         found.append(Column("aggregation error", lambda variant: error_words(variant.costs["aggregation_error"])))
     if any(variant.costs["clients_failed"] > 0 for variant in every):
         found.append(Column("failed visits", failed_visits_words))
-    if any(len(variant.finals) != comparison.seeds for variant in every) or comparison.seeds > 1:
+    if any(not len(variant.finals) == len(variant.placed) == comparison.seeds for variant in every):
         found.append(Column("seeds", seeds_words))
     return found
 
@@ -98,21 +98,16 @@ def verdict_words(variant: Variant) -> str:
 
 def rounds_words(variant: Variant) -> str:
     """Return the median rounds to the target."""
-    return _to_target(variant, f"{variant.rounds_to_target or 0:g}")
+    if not variant.reached:
+        return NOTHING
+    there = sum(point is not None for point in variant.reached)
+    words = "not reached" if variant.rounds_to_target is None else f"{variant.rounds_to_target:g}"
+    return words if there in {0, len(variant.reached)} else f"{words} ({there} of {len(variant.reached)})"
 
 
 def bytes_words(variant: Variant) -> str:
     """Return the median bytes to the target."""
-    return _to_target(variant, size(variant.bytes_to_target))
-
-
-def _to_target(variant: Variant, words: str) -> str:
-    if not variant.reached:
-        return NOTHING
-    there = sum(point is not None for point in variant.reached)
-    if variant.rounds_to_target is None:
-        words = "not reached"
-    return words if there in {0, len(variant.reached)} else f"{words} ({there} of {len(variant.reached)})"
+    return size(variant.bytes_to_target)
 
 
 def seeds_words(variant: Variant) -> str:

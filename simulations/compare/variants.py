@@ -240,7 +240,7 @@ def _notes(variants: Sequence[Variant], keys: Sequence[str]) -> list[str]:
     if most == 1 and keys:
         notes.append("One seed says nothing of the noise between seeds: no difference is called larger than it.")
     elif compared:
-        text = "± is the half-width of a 95 % t-interval; differences are paired, seed by seed."
+        text = f"Means over {most} seeds, ± the half-width of a 95 % t-interval; differences are paired, seed by seed."
         if len(compared) > 1:
             text += f" One in 20 such intervals misses the truth by chance, and {len(compared)} are shown."
         notes.append(text)
@@ -250,8 +250,8 @@ def _notes(variants: Sequence[Variant], keys: Sequence[str]) -> list[str]:
         )
     if any(variant.model == "personal" for variant in variants):
         notes.append(
-            "personal: each client's own model, which nobody else has, on that client's own text; shown after the others,"
-            " whose text is another, and not compared with them."
+            "personal: each client's own model, which nobody else has, on that client's own text; shown after the"
+            " others, whose text is another, and not compared with them."
         )
     if any(variant.result is None and variant.diverged for variant in variants):
         notes.append("diverged: the loss of at least one run was not finite at its end.")

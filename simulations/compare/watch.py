@@ -135,7 +135,9 @@ def _width(console: Console, comparison: Comparison, shown: Sequence[Column]) ->
 def _table(comparison: Comparison, shown: Sequence[Column], console: Console) -> Table:
     table = Table(header_style="bold", pad_edge=False)
     for column in shown:
-        table.add_column(Text(fit(column.heading, console)), justify="left" if column.left else "right")
+        table.add_column(
+            Text(fit(column.heading, console)), justify="left" if column.left else "right", overflow="fold"
+        )
     styles = {"better": "green", "worse": "red"}
     for variant in comparison.variants:
         words = [Text(fit(column.words(variant), console)) for column in shown]

@@ -74,9 +74,9 @@ def work(run: Callable[[Any, Path], Any], task: dict[str, Any]) -> dict[str, Any
 
 def _told(error: BaseException) -> str:
     """Return an error in one line; ours say what they are by themselves."""
-    from fedpeat.core import FedPeatError  # loads torch, which idle workers need not
-
-    return str(error) if isinstance(error, FedPeatError) else f"{type(error).__name__}: {error}".rstrip(": ")
+    core = sys.modules.get("fedpeat.core")  # not imported here: that takes seconds, and the run has done it
+    ours = core is not None and isinstance(error, core.FedPeatError)
+    return str(error) if ours else f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def forget() -> None:

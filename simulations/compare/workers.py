@@ -219,7 +219,7 @@ class _Worker:
         code = self.process.wait()
         self.errors.seek(0)
         text = self.errors.read().decode("utf-8", "replace") if not self.ready else _text(log)
-        self.errors.close()
+        self._close()
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
@@ -236,7 +236,13 @@ class _Worker:
                 self.process.stdin.write("null\n")
                 self.process.stdin.close()
         self.process.wait()
-        self.errors.close()
+        self._close()
+
+    def _close(self) -> None:
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
 
 
 def _attempt(worker: _Worker, task: Task, stop: threading.Event) -> Outcome:
@@ -245,9 +251,9 @@ def _attempt(worker: _Worker, task: Task, stop: threading.Event) -> Outcome:
     try:
         if task.folder.exists():
             shutil.rmtree(task.folder)  # a run adds to the history it finds
-        write_text(
-            task.folder / "config.yaml", yaml.safe_dump(dict(task.settings), sort_keys=False, allow_unicode=True)
-        )
+        text = yaml.safe_dump(dict(task.settings), sort_keys=False, allow_unicode=True)
+        write_text(task.folder / "config.yaml", text)
+        write_text(task.folder / "config.sha", task.hash + "\n")
     except (OSError, StorageError) as error:
         return Outcome(task, "failed", str(error))
     answer = worker.ask({"settings": task.settings, "folder": str(task.folder)})

@@ -119,7 +119,7 @@ class RayEngine:
         try:
             _reach(self.address)
             ray.init(
-                address=self.address,
+                address=self.address or "local",  # None would join whatever cluster RAY_ADDRESS or an old note names
                 **({} if self.address else here),
                 runtime_env={"env_vars": environment},
                 log_to_driver=os.environ.get("FEDPEAT_DEBUG") == "1",

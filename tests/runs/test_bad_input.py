@@ -57,25 +57,10 @@ CASES = {
 }
 
 
-# FAULTS OF THE PRODUCT, not of the test, each with its cause. Take a line away when it is mended.
-FAULTS = {
-    "no sampled clients": "simulations/compose.py control_of: `clients['per_round'] or len(names)` takes 0 for null",
-    "rounds": "nothing checks `rounds`: the run ends at once, as finished, after '0/-1'",
-    "steps": "client.local_steps is checked by each client alone: every one fails, exit code 1 instead of 2",
-    "dtype": "fedpeat/models/load.py and build.py give what to do as what was found: ConfigError(asked, nearest(...))",
-}
 WITHOUT_FINDING = {"kept blocks"}  # the first line says it all
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=FAULTS[case]))
-        if case in FAULTS
-        else case
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_a_mistake_is_told(case, refused):
     overrides, expected, asked, remedy = CASES[case]
     told = ("error", "do") if case in WITHOUT_FINDING else ("error", "found", "do")

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
+from fedpeat.core import ConfigError
 from tests.oracles import whole_run as oracle
 
 MODELS = {"full_zero_shot", "emulator_zero_shot", "emulator_tuned", "plug_in"}
@@ -204,17 +205,12 @@ def test_the_command_line_makes_the_same_run(command, tiny, ran, open_run, tmp_p
     assert not (folder / "report.html").exists()
 
 
-# A FAULT OF THE PRODUCT, not of the test: `simulations.federation.run_rounds` opens `History(folder)` and appends to
-# what another run left there, so that summary and report add both runs up; and clients go on from the
-# `clients/*/optimizer.safetensors` of the run before. Take the mark away when it is mended (to refuse such a folder
-# would be as good: change the test).
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the second run adds to the first one's history")
-def test_a_second_run_in_the_same_folder_takes_the_place_of_the_first(run, tmp_path):
-    """Its history must not be added to, nor the state go on that clients kept."""
+def test_a_second_run_in_the_same_folder_is_refused(run, tmp_path):
+    """Its history would be added to, and clients would go on from what they kept."""
     chosen = ("rounds=2", "client.local_steps=1", "client.optimizer_state=keep")
     first = run(*chosen, folder=tmp_path / "again")
-    lines, digest = len(first.rounds), first.digest
-    second = run(*chosen, folder=tmp_path / "again")
-    assert second.digest == digest
-    assert len(second.rounds) == lines == 3
-    assert second.summary["bytes"] == first.summary["bytes"]
+    with pytest.raises(ConfigError, match="there is a run in it"):
+        run(*chosen, folder=tmp_path / "again")
+    again = run(*chosen, folder=tmp_path / "another")
+    assert again.digest == first.digest
+    assert again.summary["bytes"] == first.summary["bytes"]

@@ -18,11 +18,11 @@ def update(client="eve", number=4, delta=None):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_delta_is_changed(kind):
+def test_only_what_is_sent_is_changed(kind):
     before = digest(DELTA)
     found = attacked(update(), job(kind))
     assert (found.client, found.round, found.weight, found.metrics) == ("eve", 4, 7.0, {"train_loss": 1.0})
-    assert torch.equal(found.extras["c"], torch.ones(2))
+    assert torch.equal(found.extras["c"], torch.ones(2)) == (kind == "shuffle_labels"), "extras are sent too"
     assert set(found.delta) == set(DELTA)
     for name, tensor in found.delta.items():
         assert tensor.shape == DELTA[name].shape

@@ -38,7 +38,7 @@ def test_a_cell_has_the_settings_of_a_run(known):
         ("peft=lora,full", "peft", ("lora", "full"), None),
         ("peft.rank=range(2,5)", "peft.rank", ("2", "3", "4"), [2, 3, 4]),
         ("peft.rank=choice(2,5)", "peft.rank", ("2", "5"), [2, 5]),
-        ("strategy=glob(fed_av*)", "strategy", ("fed_avg",), None),
+        ("experiment=glob(smo*)", "experiment", ("smoke",), None),
         ("client.clip_norm=1.0,null", "client.clip_norm", ("1", "null"), [1.0, None]),
         ("cache='a, b',c", "cache", ("a, b", "c"), ["a, b", "c"]),
         ("client.optimizer_options={betas: [0.5, 0.9]},{}", "client.optimizer_options", None, None),

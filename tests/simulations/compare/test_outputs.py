@@ -4,13 +4,14 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
 from simulations.compare.collect import Run, read_run
-from simulations.compare.drawing import GAP, _inside
-from simulations.compare.figures import NAMED, draw, mean_line, named
+from simulations.compare.drawing import inside
+from simulations.compare.figures import NAMED, caption, draw, mean_line, named
 from simulations.compare.outputs import to_csv, to_latex, to_markdown, write_outputs
 from simulations.compare.statistics import Interval, Point
 from simulations.compare.table import columns, common_places, with_error
@@ -223,14 +224,38 @@ def test_figures_are_left_out_where_they_show_nothing(placed_runs, tmp_path):
 
 def test_a_wild_run_does_not_flatten_the_others(placed_runs):
     found = compare(placed_runs({"a": {0: 3.5, 1: 3.5}, "b": {0: 3.4, 1: 3.4}, "c": {0: 9.0, 1: 9.0}}), title="x")
-    top = draw(found)["rounds"].axes[0].get_ylim()[1]
-    assert top < 200 < math.exp(9)
+    figure = draw(found)["rounds"]
+    assert figure.axes[0].get_ylim()[1] < 200 < math.exp(9)
+    assert "from outside" in caption("rounds", found, figure)
+
+
+def test_captions_tell_what_is_grey(placed_runs):
+    found = compare(placed_runs({f"v{at}": {0: 3.5} for at in range(NAMED + 1)}), title="x")
+    figures = draw(found)
+    assert "1 more variant is grey" in caption("rounds", found, figures["rounds"])
+    assert "has a name" in caption("pareto", found, figures["pareto"])
+    few = compare(placed_runs({"a": {0: 3.5}, "b": {0: 3.4}}), title="x")
+    assert "grey" not in caption("rounds", few, draw(few)["rounds"])
+    assert "from outside" not in caption("rounds", few, draw(few)["rounds"])
 
 
 def test_names_stay_on_the_page():
     for count in (1, 5, 12):
         for at in (0.0, 0.5, 1.0):
-            places = _inside([at] * count)
+            places = inside([at] * count, 0.08)
             assert min(places) >= 0
             assert max(places) <= 1.0 + 1e-9
-            assert all(high - low >= GAP - 1e-9 for low, high in zip(places, places[1:], strict=False))
+            assert all(high - low >= 0.08 - 1e-9 for low, high in pairwise(places))
+
+
+def test_what_is_scored_on_other_text_is_in_no_figure(write_run, tmp_path):
+    placed = []
+    for name, personal in (("a", None), ("b", None), ("p", [3.3, 3.1])):
+        write_run(tmp_path / name, {"strategy": name, "seed": 0}, losses=[3.6, 3.5], personal=personal)
+        placed.append(Placed({"strategy": name}, 0, read_run(tmp_path / name)))
+    found = compare(placed, title="x")
+    assert [variant.label for variant, _, _ in named(found)] == ["a", "b"]
+    for figure in draw(found).values():
+        words = [text.get_text() for text in figure.axes[0].texts]
+        assert "a" in words
+        assert "p" not in words

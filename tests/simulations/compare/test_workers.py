@@ -22,19 +22,18 @@ def outcomes(tasks, *, jobs=1, run=RUN, **more):
 
 
 def test_failures_and_deaths_are_told_and_the_others_go_on(tmp_path):
-    wishes = ["", "raise", "bug", "exit", "die", "killed", ""]
+    wishes = ["", "bug", "exit", "die", "killed", ""]
     tasks = [task(tmp_path, wish, seed=at) for at, wish in enumerate(wishes)]
     ended = outcomes(tasks)
     found = [ended[each.name] for each in tasks]
-    assert [each.status for each in found] == ["finished", *["failed"] * 5, "finished"]
-    assert found[1].reason == "asked; found; remedy"
-    assert found[2].reason == "ZeroDivisionError"
-    assert found[3].reason == "SystemExit: 3"
-    assert found[4].reason == "the worker process ended with exit code 7; last said: a child speaks"
-    assert "killed by SIGKILL" in found[5].reason
+    assert [each.status for each in found] == ["finished", *["failed"] * 4, "finished"]
+    assert found[1].reason == "ZeroDivisionError"
+    assert found[2].reason == "SystemExit: 3"
+    assert found[3].reason == "the worker process ended with exit code 7; last said: a child speaks"
+    assert "killed by SIGKILL" in found[4].reason
     assert all(is_finished(each) == (outcome.status == "finished") for each, outcome in zip(tasks, found, strict=True))
-    assert json.loads((tasks[4].folder / FAILURE).read_text())["kind"] == "died"
-    log = (tasks[2].folder / "log.txt").read_text()
+    assert json.loads((tasks[3].folder / FAILURE).read_text())["kind"] == "died"
+    log = (tasks[1].folder / "log.txt").read_text()
     assert "a child speaks" in log
     assert "Traceback" in log
 
@@ -43,8 +42,13 @@ def test_a_worker_runs_many_cells_and_its_threads_are_limited(tmp_path):
     tasks = [task(tmp_path, seed=seed) for seed in range(4)]
     outcomes(tasks, jobs=2)
     summaries = [json.loads((each.folder / "summary.json").read_text()) for each in tasks]
-    assert len({summary["peak_rss_mib"] for summary in summaries}) <= 2  # the fake tells its process
+    assert len({summary["process"] for summary in summaries}) <= 2
     assert {summary["threads"] for summary in summaries} == {"3"}
+
+
+def test_errors_of_ours_are_told_in_their_three_parts(tmp_path):
+    (found,) = outcomes([task(tmp_path)], run="tests.simulations.compare.fakes:raises_ours").values()
+    assert (found.status, found.reason) == ("failed", "asked; found; remedy")
 
 
 def test_a_run_that_cannot_be_imported_is_a_failure(tmp_path):
