@@ -98,6 +98,11 @@ def tuned_model(job: dict[str, Any]) -> Tuned:
     return tuned
 
 
+def forget_models() -> None:
+    """Drop the emulated models that this worker keeps."""
+    _MODELS.clear()
+
+
 def resolve_device(name: str) -> str:
     """Return the torch device for `auto`, `cpu` or `cuda`.
 

@@ -82,9 +82,8 @@ def _told(error: BaseException) -> str:
 def forget() -> None:
     """Drop what an earlier cell left in this process: models, and the peaks of memory that a cell reports."""
     app = sys.modules.get("fedpeat.client.app")
-    models = getattr(app, "_MODELS", None)
-    if models is not None:
-        models.clear()
+    if app is not None:
+        app.forget_models()
     gc.collect()
     with contextlib.suppress(OSError):  # Linux only
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
