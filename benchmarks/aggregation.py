@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases, repeats = ((Case(12, pairs=3, width=256),), 1) if asked.small else (large, REPEATS)
 
     def note(text: str) -> None:
-        console.print(f"{text} ...", style="dim")
+        console.print(text, style="dim")
 
     sections = [rules(cases, repeats, note)]
     show(console, sections[0].to_json())
@@ -123,6 +123,7 @@ def rules(cases: Sequence["Case"], repeats: int, note: Callable[[str], None]) ->
     """Return the section of our rules beside Flower's."""
     from benchmarks.processes import fresh
     from benchmarks.samples import Aim, Section
+    from benchmarks.tables import written
 
     rows, aims = [], []
     for case in cases:
@@ -130,7 +131,6 @@ def rules(cases: Sequence["Case"], repeats: int, note: Callable[[str], None]) ->
         read = fresh(ours, case, None, repeats)
         rows.append({**about, "rule": "reading alone", "s": read["seconds"], "MiB": read["growth"]})
         for rule in RULES:
-            note(f"{rule.name}, {case.updates} updates of {case.megabytes:.2g} MB")
             mine = fresh(ours, case, rule, repeats)
             row = {
                 **about,
@@ -146,6 +146,7 @@ def rules(cases: Sequence["Case"], repeats: int, note: Callable[[str], None]) ->
                 label = f"{rule.name} beside {rule.stock}, {case.updates} updates of {case.megabytes:.2g} MB"
                 aims.append(Aim(f"times as fast: {label}", times["faster"], at_least=1.0 if repeats > 1 else None))
             rows.append(row)
+            note(", ".join(f"{key} {written(value)}" for key, value in row.items()))
     columns = ("updates", "MB each", "rule", "s", "reading s", "Flower s", "faster", "MiB", "Flower MiB", "smaller")
     return Section("Aggregation of updates that have come, CPU seconds", columns, rows, aims)
 
@@ -237,8 +238,8 @@ def widths(chosen: Sequence[int], repeats: int, note: Callable[[str], None]) -> 
 
     rows = []
     for width in chosen:
-        note(f"SVD rules, width {width}")
         rows.append({"width": width, **fresh(of_width, width, repeats)})
+        note(f"SVD rules, width {width}: done")
     names = [key for key in rows[0] if key not in {"width", "dense"}]
     slopes = {name: slope(chosen, [row[name] for row in rows]) for name in names}
     most = 1.2 if repeats > 1 else None

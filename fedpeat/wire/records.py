@@ -1,5 +1,6 @@
 """Named tensors to and from Flower's `ArrayRecord`."""
 
+import functools
 import io
 
 import numpy as np
@@ -35,11 +36,33 @@ def read_arrays(record: ArrayRecord) -> dict[str, torch.Tensor]:
     return {name: _to_tensor(name, array) for name, array in record.items()}
 
 
+def _view(data: bytes) -> np.ndarray:
+    """Return the array in the bytes of a `.npy` file, without copying it."""
+    wide = data[6:7] > b"\x01"
+    begin = (12 if wide else 10) + int.from_bytes(data[8 : 12 if wide else 10], "little")
+    shape, fortran, dtype = _described(data[:begin])
+    values = np.ndarray(shape, dtype, data, begin, order="F" if fortran else "C")
+    if values.nbytes != len(data) - begin:
+        raise ValueError(f"{values.nbytes} bytes expected, {len(data) - begin} came")
+    return values
+
+
+@functools.lru_cache(maxsize=1024)
+def _described(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, order and dtype; parsing a header takes longer than copying most tensors, and most are alike."""
+    stream = io.BytesIO(header)
+    wide = np.lib.format.read_magic(stream) != (1, 0)
+    read = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
+    shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, fortran, dtype
+
+
 def _to_tensor(name: str, array: Array) -> torch.Tensor:
     try:
-        values = np.lib.format.read_array(io.BytesIO(array.data), allow_pickle=False, max_header_size=_MAX_HEADER_BYTES)
         # The bytes belong to the message: copy, so that the tensor may outlive and change independently of it.
-        tensor = torch.from_numpy(np.array(values))
+        tensor = torch.from_numpy(_view(array.data).copy())
     except (ValueError, TypeError, EOFError) as error:
         raise UpdateRefused(
             f"cannot read tensor {name!r} from the wire", str(error), "send it with fedpeat.wire.to_arrays"

@@ -20,6 +20,13 @@ import pytest
 pytestmark = pytest.mark.slow
 
 RAY = ("engine=ray", "engine.memory_mib=100")
+# A shell starts what it puts in the background with Ctrl-C ignored, and what the tests start would inherit that.
+FEDPEAT = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from simulations.cli import main
+main(sys.argv[1:])
+"""
 PATIENCE = 240  # seconds for a process, on a busy machine
 
 
@@ -38,7 +45,7 @@ def start(tiny, tmp_path_factory, ray_folder):
     def begin(*overrides):
         folder = tmp_path_factory.mktemp("engine") / "out"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        command = [sys.executable, "-m", "simulations.cli", "simulate", *tiny(*overrides), f"hydra.run.dir={folder}"]
+        command = [sys.executable, "-c", FEDPEAT, "simulate", *tiny(*overrides), f"hydra.run.dir={folder}"]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
