@@ -12,6 +12,9 @@ from fedpeat.core import Tensors, UpdateRefused
 BFLOAT16 = "bfloat16-as-uint16"
 """Serialisation type of a bfloat16 tensor: Flower has no such dtype, so its bits travel as uint16."""
 
+NUMPY = "numpy.ndarray"
+"""Serialisation type of a tensor in the bytes of a `.npy` file: Flower's own."""
+
 _MAX_HEADER_BYTES = 10_000
 
 
@@ -21,10 +24,19 @@ def to_arrays(tensors: Tensors) -> ArrayRecord:
 
 
 def _to_array(tensor: torch.Tensor) -> Array:
-    if tensor.dtype is not torch.bfloat16:
-        return Array(tensor.contiguous().numpy())
-    plain = Array(tensor.contiguous().view(torch.uint16).numpy())
-    return Array(dtype="bfloat16", shape=plain.shape, stype=BFLOAT16, data=plain.data)
+    rounded = tensor.dtype is torch.bfloat16
+    values = (tensor.contiguous().view(torch.uint16) if rounded else tensor.contiguous()).numpy()
+    dtype, stype = ("bfloat16", BFLOAT16) if rounded else (str(values.dtype), NUMPY)
+    data = _header(values.dtype.str, values.shape) + values.tobytes()
+    return Array(dtype=dtype, shape=values.shape, stype=stype, data=data)
+
+
+@functools.lru_cache(maxsize=1024)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return the header of a `.npy` file; making one takes longer than copying most tensors, and most are alike."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
 
 
 def read_arrays(record: ArrayRecord) -> dict[str, torch.Tensor]:

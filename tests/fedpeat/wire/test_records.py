@@ -65,3 +65,12 @@ def test_an_array_of_objects_is_refused():
     record = ArrayRecord({"x": Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=buffer.getvalue())})
     with pytest.raises(UpdateRefused):
         read_arrays(record)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 5), (1, 1, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.uint8, torch.int32, torch.int64, torch.float16])
+def test_arrays_are_flowers_own_to_the_byte(shape, dtype):
+    tensor = torch.ones(shape, dtype=dtype)
+    ours, theirs = to_arrays({"w": tensor})["w"], Array(tensor.numpy())
+    assert (ours.dtype, tuple(ours.shape), ours.stype) == (theirs.dtype, tuple(theirs.shape), theirs.stype)
+    assert ours.data == theirs.data
