@@ -6,7 +6,7 @@ FAMILIES; `named_family` is for tests that need only those that users are promis
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -44,6 +44,17 @@ def make_ids() -> "Callable[..., torch.Tensor]":
         return torch.randint(3, 99, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> "Iterator[None]":
+    """One torch thread: products and decompositions of tiny matrices lose most of their time to waiting threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -44,14 +44,7 @@ from tests.laws.options import (
     wanted,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Decompositions of tiny matrices lose most of their time to threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # What is written down

@@ -1,3 +1,4 @@
+import copy
 import math
 import random
 
@@ -104,3 +105,24 @@ def make_reports():
 def hostile_names():
     """Return client names that break careless software."""
     return HOSTILE_NAMES
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The settings that nobody changed."""
+    from simulations.settings import load_settings
+
+    return load_settings()
+
+
+@pytest.fixture
+def settings(base):
+    """Settings with single keys changed: `settings(peft={"kind": "full"})`."""
+
+    def make(**groups):
+        made = copy.deepcopy(base)
+        for group, keys in groups.items():
+            made[group].update(keys)
+        return made
+
+    return make

@@ -1,31 +1,13 @@
-import copy
 from types import SimpleNamespace
 
 import pytest
 
 from fedpeat.core import ConfigError
 from simulations.compose import control_of, participant_of
-from simulations.settings import load_settings
 from strategies.folding import flora
 from strategies.general import fed_avg
 
 DATA = SimpleNamespace(clients=[SimpleNamespace(name=name) for name in ("ann", "bob", "eve")])
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_settings()
-
-
-@pytest.fixture
-def settings(base):
-    def make(**groups):
-        made = copy.deepcopy(base)
-        for group, keys in groups.items():
-            made[group].update(keys)
-        return made
-
-    return make
 
 
 def test_devices_have_the_ranks_they_are_given(settings):

@@ -1,4 +1,3 @@
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,7 @@ from fedpeat.data import Rows
 from simulations import conditions
 from simulations.building import built
 from simulations.conditions import attackers_of, check_recipe, codec_of, personal_of
-from simulations.settings import conf_folder, load_settings
+from simulations.settings import conf_folder
 from strategies.folding import flora
 from strategies.general import fed_avg
 from strategies.lora import fed_sa_lora, fed_sb, ffa_lora
@@ -20,24 +19,6 @@ from tests.federations import make_layout
 CORED = Layout((LoraPair("m", "m.lora_A.basis", "m.lora_B.weight", 1.0, (6, 5), r="m.lora_A.core"),), (), 3)
 LORA, PLAIN = make_layout(), Layout(others=("w",))
 NAMES = [f"client-{number}" for number in range(10)]
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_settings()
-
-
-@pytest.fixture
-def settings(base):
-    """Settings with single keys changed: `settings(peft={"kind": "full"})`."""
-
-    def make(**groups):
-        made = copy.deepcopy(base)
-        for group, keys in groups.items():
-            made[group].update(keys)
-        return made
-
-    return make
 
 
 def test_a_rule_on_factors_needs_factors_that_travel(settings):

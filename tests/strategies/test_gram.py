@@ -11,14 +11,7 @@ from strategies.gram import Curve, curves, distances_to, gram, grams, scale_to, 
 from tests.federations import make_layout, make_situation, make_state, make_updates
 from tests.oracles import robust as oracle
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Products of tiny matrices lose most of their time to threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 CASES = {

@@ -21,14 +21,7 @@ from tests.strategies.robust_rounds import (
     signed,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Products of tiny matrices lose most of their time to threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -15,13 +15,7 @@ RANKS = (1, 3, 2, 3)
 WEIGHTS = (3, 0, 5, 2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Decompositions of tiny matrices lose most of their time to threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def product_of(layer):

@@ -28,13 +28,7 @@ BEHIND = {"fed_avg": fed_avg, "fed_ex_lora": fed_ex_lora, "flora": flora, "flex_
 WITH_THEN = ["multi_krum", "geometric_median", "norm_clipping", "fl_trust"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Products of tiny matrices lose most of their time to threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_claimed_weights_count_only_if_asked_for():
