@@ -16,9 +16,11 @@ from fedpeat.models.load import LoadedModel, load_model, load_tokenizer, locate_
 from fedpeat.models.names import canonical_name, local_name
 from fedpeat.models.parts import Parts, assemble, plug_in, source_of, take_apart
 from fedpeat.models.split import Split, make_split
+from fedpeat.models.sublayers import SUBLAYERS, linear_layers, sublayers
 from fedpeat.models.tensors import model_tensors, tied_names
 
 __all__ = [
+    "SUBLAYERS",
     "BlockStack",
     "LoadedModel",
     "Parts",
@@ -31,6 +33,7 @@ __all__ = [
     "fill",
     "find_blocks",
     "keep_blocks",
+    "linear_layers",
     "load_model",
     "load_tokenizer",
     "local_name",
@@ -41,6 +44,7 @@ __all__ = [
     "register_model_class",
     "save_model",
     "source_of",
+    "sublayers",
     "take_apart",
     "tied_names",
 ]

@@ -7,10 +7,12 @@ import pytest
 import torch
 from peft import PeftModel, PeftType
 
+from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.core import PeftError, digest
-from fedpeat.emulators import build_emulated, full_view, open_bundle, uniform, write_bundle
+from fedpeat.emulators import full_view, uniform
 from fedpeat.models import make_split
 from fedpeat.peft import attach, export_adapter, merged_model, supported
+from tests.bundles import bundled
 
 # HF's defaults are made for widths that a miniature does not have.
 OPTIONS = {
@@ -63,7 +65,7 @@ def ends(miniature, tmp_path_factory):
         split = make_split(6, first=2, last=1)
         if key not in bundles:
             folder = tmp_path_factory.mktemp("bundles")
-            bundles[key] = write_bundle(loaded, split=split, builder=uniform(kept_blocks=1), folder=folder).folder
+            bundles[key] = bundled(loaded, split=split, builder=uniform(kept_blocks=1), folder=folder).folder
         return full_view(loaded, split), build_emulated(open_bundle(bundles[key], verify=False))
 
     return make

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.core import digest
-from fedpeat.emulators import Builder, build_emulated, full_view, open_bundle, uniform, write_bundle
+from fedpeat.emulators import Builder, full_view, uniform
 from fedpeat.emulators.blocks import Blocks
 from fedpeat.models import (
     assemble,
@@ -26,6 +27,7 @@ from fedpeat.models import (
     save_model,
     take_apart,
 )
+from tests.bundles import bundled
 from tests.conftest import FAMILIES
 from tests.oracles.skipped_blocks import skipping
 
@@ -34,7 +36,7 @@ BLOCKS = 6
 
 def bundle_of(loaded, folder, *, kept=2, first=1, last=1, blocks=None, builder=None):
     split = make_split(find_blocks(loaded.model).count, first=first, last=last, blocks=blocks)
-    return write_bundle(loaded, split=split, builder=builder or uniform(kept_blocks=kept), folder=folder)
+    return bundled(loaded, split=split, builder=builder or uniform(kept_blocks=kept), folder=folder)
 
 
 def keeping(sources):
@@ -219,7 +221,7 @@ def test_devices_build_from_bundles_alone(miniature, make_ids, tmp_path):
 import json, sys
 import torch
 import tests.miniatures
-from fedpeat.emulators import build_emulated, open_bundle
+from fedpeat.bundles import build_emulated, open_bundle
 torch.set_num_threads({torch.get_num_threads()})
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)

@@ -13,16 +13,18 @@ def sources(blocks):
 
 def test_builders_chain():
     backwards = Builder("backwards", {}, lambda blocks: Blocks(blocks.blocks[::-1], blocks.origin))
-    both = chain(uniform(kept_blocks=3), backwards)
+    both = chain(stages={"thin": uniform(kept_blocks=3), "turn": backwards})
     assert sources(both(row(2, 3, 4, 5, 6))) == [6, 4, 2]
     assert both.describe() == {
         "name": "chain",
-        "builders": [{"name": "uniform", "kept_blocks": 3}, {"name": "backwards"}],
+        "stages": {"thin": {"name": "uniform", "kept_blocks": 3}, "turn": {"name": "backwards"}},
     }
 
 
 def test_a_chain_of_one_does_what_the_one_does():
-    assert sources(chain(uniform(kept_blocks=2))(row(1, 2, 3))) == sources(uniform(kept_blocks=2)(row(1, 2, 3)))
+    assert sources(chain(stages={"thin": uniform(kept_blocks=2)})(row(1, 2, 3))) == sources(
+        uniform(kept_blocks=2)(row(1, 2, 3))
+    )
 
 
 def test_builders_leave_what_they_get_alone():

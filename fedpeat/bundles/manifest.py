@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fedpeat.bundles.tensor_file import sha256_of
 from fedpeat.core import StorageError, content_hash, read_json
-from fedpeat.emulators.tensor_file import sha256_of
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 ADAPTER_FILE, EMULATOR_FILE = "adapter.safetensors", "emulator.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
@@ -76,8 +76,10 @@ def _parts_are_sound(manifest: Mapping[str, Any]) -> bool:
 def _is_position(position: object, count: int) -> bool:
     if not isinstance(position, dict) or position.get("role") not in ROLES:
         return False
-    source = position.get("source")
-    return type(source) is int and 0 <= source < count and isinstance(position.get("changes"), list)
+    changes = position.get("changes")
+    indices = [position.get("source"), position.get("place", position.get("source"))]
+    within = all(type(index) is int and 0 <= index < count for index in indices)
+    return within and isinstance(changes, list) and all(isinstance(change, dict) for change in changes)
 
 
 def _is_file_entry(entry: object) -> bool:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
-from fedpeat.core import ModelError, StorageError, write_json
-from fedpeat.emulators.blocks import Block, Blocks, Builder
-from fedpeat.emulators.manifest import (
+from fedpeat.bundles.manifest import (
     ADAPTER_FILE,
     EMULATOR_FILE,
     FORMAT,
@@ -25,18 +23,10 @@ from fedpeat.emulators.manifest import (
     read_manifest,
     version_of,
 )
-from fedpeat.emulators.tensor_file import sha256_of, write_tensor_file
-from fedpeat.models import (
-    BlockStack,
-    LoadedModel,
-    Split,
-    check_plain,
-    describe,
-    find_blocks,
-    model_tensors,
-    source_of,
-    tied_names,
-)
+from fedpeat.bundles.tensor_file import sha256_of, write_tensor_file
+from fedpeat.core import StorageError, write_json
+from fedpeat.emulators import Blocks, Position, emulated_tensors, positions_of
+from fedpeat.models import BlockStack, LoadedModel, Split, describe, find_blocks, tied_names
 
 
 @dataclass(frozen=True)
@@ -56,9 +46,20 @@ class Bundle:
     payload_bytes: int
 
     @property
+    def positions(self) -> tuple[Position, ...]:
+        """What stands where in the emulated model."""
+        return tuple(Position.of(position) for position in self.manifest["positions"])
+
+    @property
     def sources(self) -> tuple[int, ...]:
         """For each block position of the emulated model, its block's index in the full model."""
         return tuple(position["source"] for position in self.manifest["positions"])
+
+    @property
+    def whole(self) -> bool:
+        """Whether every block of the full model is there, unchanged and in its own place."""
+        own = all(position.source == position.place and not position.changes for position in self.positions)
+        return own and len(self.positions) == self.stack.count
 
     @property
     def adapter_positions(self) -> tuple[int, ...]:
@@ -78,7 +79,7 @@ class Bundle:
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
 
 
-def write_bundle(loaded: LoadedModel, *, split: Split, builder: Builder, folder: str | Path) -> Bundle:
+def write_bundle(loaded: LoadedModel, *, split: Split, emulator: Blocks, folder: str | Path) -> Bundle:
     """Write what devices need, into `<folder>/<version>/`; equal content gives the same version and is written once.
 
     Tensors stand under canonical names in two files: the adapter's blocks with everything outside the blocks, which
@@ -87,30 +88,21 @@ def write_bundle(loaded: LoadedModel, *, split: Split, builder: Builder, folder:
     Args:
         loaded: The full model; only read. It may be on any device.
         split: Which blocks are the adapter.
-        builder: How the middle becomes the emulator.
+        emulator: What stands in for the others, from `make_emulator`.
         folder: Where bundles are kept.
 
     Raises:
-        ConfigError: If the builder cannot be applied (more kept blocks than the middle has).
-        ModelError: If the model has no blocks, has layers attached, or could not be rebuilt from a description.
+        ModelError: If the emulator is not one of this model.
         StorageError: If the disk is full or the folder cannot be written.
     """
     stack = find_blocks(loaded.model)
-    if stack.count != split.count:
-        found = f"{type(loaded.model).__name__} has {stack.count} blocks"
-        raise ModelError(f"cannot write a bundle with a {split}", found, "make the split for this model")
-    description = describe(loaded.model)
-    check_plain(loaded.model, description, what="write a bundle")
-    middle = tuple(Block(index, stack.of(loaded.model)[index]) for index in split.middle)
-    emulator = builder(Blocks(middle, f"{type(loaded.model).__name__}, {split}"))
-    _check_emulator(emulator, split)
-    files, aliases = _choose_tensors(loaded.model, stack, split, emulator)
+    files, aliases = _choose_tensors(loaded.model, split, emulator)
     manifest = {
         "format": FORMAT,
-        "model": description,
+        "model": describe(loaded.model),
         "blocks": {"path": stack.path, "beside": list(stack.beside), "count": stack.count},
-        "positions": _positions(split, emulator),
-        "builder": builder.describe(),
+        "positions": [position.to_json() for position in positions_of(split, emulator)],
+        "builder": dict(emulator.description),
         "aliases": aliases,
     }
     with _told(folder):
@@ -133,52 +125,16 @@ def open_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
     return Bundle(folder, manifest["version"], manifest, manifest["payload_bytes"])
 
 
-def _check_emulator(emulator: Blocks, split: Split) -> None:
-    strangers = [block.source for block in emulator.blocks if block.source not in split.middle]
-    if strangers:
-        raise ModelError("cannot write a bundle", f"the builder gave block {strangers[0]}, not of the middle")
-    changed = [block for block in emulator.blocks if block.changes]
-    if changed:
-        found = f"block {changed[0].source} was changed: {dict(changed[0].changes[0])}"
-        raise ModelError("cannot write a bundle", found, f"bundles of format {FORMAT} hold unchanged blocks")
-
-
-def _positions(split: Split, emulator: Blocks) -> list[dict[str, Any]]:
-    adapter = [{"source": index, "role": "adapter", "changes": []} for index in split.adapter]
-    kept = [
-        {"source": block.source, "role": "emulator", "changes": [dict(change) for change in block.changes]}
-        for block in emulator.blocks
-    ]
-    # Stable: adapter blocks take their places among the emulator's, whose own order the builder decided.
-    merged: list[dict[str, Any]] = []
-    for position in kept:
-        while adapter and adapter[0]["source"] < position["source"]:
-            merged.append(adapter.pop(0))
-        merged.append(position)
-    return merged + adapter
-
-
 def _choose_tensors(
-    model: nn.Module, stack: BlockStack, split: Split, emulator: Blocks
+    model: PreTrainedModel, split: Split, emulator: Blocks
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]:
     """Return the tensors of each file by canonical name, stored once each, and the names that refer to others."""
-    kept = {block.source for block in emulator.blocks}
-    groups: dict[str, dict[str, torch.Tensor]] = {ADAPTER_FILE: {}, EMULATOR_FILE: {}}
-    buffers = set()
-    for name, tensor, kind in model_tensors(model):
-        source = source_of(name, stack)
-        if source is None or source in split.adapter:
-            groups[ADAPTER_FILE][name] = tensor.detach()
-        elif source in kept:
-            groups[EMULATOR_FILE][name] = tensor.detach()
-        else:
-            continue
-        if kind != "parameter":
-            buffers.add(name)
+    outside, inside, buffers = emulated_tensors(model, split, emulator)
     # The adapter's file first: what it holds must not depend on the emulator.
-    chosen = {**groups[ADAPTER_FILE], **groups[EMULATOR_FILE]}
+    chosen = {**outside, **inside}
     aliases = tied_names({name: tensor for name, tensor in chosen.items() if name not in buffers})
     aliases |= _equal_names({name: tensor for name, tensor in chosen.items() if name in buffers})
+    groups = {ADAPTER_FILE: outside, EMULATOR_FILE: inside}
     stored = {
         file: {name: tensor for name, tensor in group.items() if name not in aliases} for file, group in groups.items()
     }

@@ -7,16 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedpeat.bundles import bundle as bundle_module
+from fedpeat.bundles import bundle_tokenizer, open_bundle
 from fedpeat.core import ModelError, StorageError
-from fedpeat.emulators import Block, Blocks, Builder, bundle_tokenizer, open_bundle, uniform, write_bundle
-from fedpeat.emulators import bundle as bundle_module
+from fedpeat.emulators import Block, Blocks, Builder, uniform
 from fedpeat.models import LoadedModel, load_model, make_split, save_model
+from tests.bundles import bundled
 
 SPLIT = make_split(6, first=1, last=1)
 
 
 def write(loaded, folder, kept=2, split=SPLIT):
-    return write_bundle(loaded, split=split, builder=uniform(kept_blocks=kept), folder=folder)
+    return bundled(loaded, split=split, builder=uniform(kept_blocks=kept), folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -146,19 +148,19 @@ def test_a_split_of_another_model(loaded, tmp_path):
     ("block", "message"),
     [
         (Block(0, torch.nn.Identity()), "block 0, not of the middle"),
-        (Block(2, torch.nn.Identity(), ({"kind": "shrunk"},)), "block 2 was changed"),
+        (Block(2, torch.nn.Identity(), ({"kind": "shrunk"},)), "no such kind"),
     ],
 )
 def test_builders_that_go_astray(block, message, loaded, tmp_path):
     astray = Builder("astray", {}, lambda _: Blocks((block,)))
     with pytest.raises(ModelError, match=message):
-        write_bundle(loaded, split=SPLIT, builder=astray, folder=tmp_path)
+        bundled(loaded, split=SPLIT, builder=astray, folder=tmp_path)
 
 
 def test_a_model_with_layers_attached(miniature, tmp_path):
     loaded = miniature("llama", blocks=6)
     loaded.model.model.layers[0].mlp.up_proj.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(ModelError, match=r"cannot write a bundle; .*up_proj\.extra\.bias"):
+    with pytest.raises(ModelError, match=r"cannot build an emulator; .*up_proj\.extra\.bias"):
         write(loaded, tmp_path)
 
 

@@ -2,17 +2,19 @@ import json
 
 import pytest
 
+from fedpeat.bundles import open_bundle
+from fedpeat.bundles.manifest import version_of
 from fedpeat.core import StorageError
-from fedpeat.emulators import open_bundle, uniform, write_bundle
-from fedpeat.emulators.manifest import version_of
+from fedpeat.emulators import uniform
 from fedpeat.models import make_split
+from tests.bundles import bundled
 
 
 @pytest.fixture(scope="module")
 def written(miniature, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     split = make_split(4, first=1, last=1)
-    return write_bundle(miniature("llama"), split=split, builder=uniform(kept_blocks=1), folder=folder)
+    return bundled(miniature("llama"), split=split, builder=uniform(kept_blocks=1), folder=folder)
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_a_link_out_of_the_bundle(forge, written, tmp_path):
 
 
 def test_another_format(forge):
-    with pytest.raises(StorageError, match="its format is 99, this version of fedpeat reads 1"):
+    with pytest.raises(StorageError, match="its format is 99, this version of fedpeat reads 2"):
         forge(format=99)
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fedpeat.bundles.tensor_file import sha256_of, write_tensor_file
 from fedpeat.core import ModelError
-from fedpeat.emulators.tensor_file import sha256_of, write_tensor_file
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 
