@@ -20,6 +20,7 @@ from fedpeat.core import (
     GlobalState,
     Layout,
     RoundPlan,
+    Tensors,
     UpdateRefused,
     count_bytes,
 )
@@ -86,12 +87,14 @@ class RecipeStrategy(Strategy):
         self.aggregation: Aggregation | None = None
         self.situation = Situation(0, GlobalState({}), layout or Layout(), population, seed)
         self.plan: RoundPlan | None = None
+        self.also: Tensors = {}
         self.wire_seconds = 0.0
         self.bytes_down: dict[str, int] = {}
 
-    def begin(self, plan: RoundPlan, state: GlobalState) -> None:
-        """Set what the next round starts from."""
+    def begin(self, plan: RoundPlan, state: GlobalState, also: Tensors | None = None) -> None:
+        """Set what the next round starts from, and what goes down to all devices beside what the recipe sends."""
         self.plan = plan
+        self.also = also or {}
         self.situation = replace(self.situation, round=plan.round, state=state)
         self.failures = []
         self.aggregation = None
@@ -114,7 +117,7 @@ class RecipeStrategy(Strategy):
             alike = (device.rank, *(tuple(half.get(key, ())) for key in ("fixed", "personal")))
             if alike not in records:
                 begin = time.perf_counter()
-                down = tensors_down(self.recipe, seen, half, device.rank)
+                down = {**tensors_down(self.recipe, seen, half, device.rank), **self.also}
                 records[alike] = (to_arrays(down), count_bytes(down))
                 self.wire_seconds += time.perf_counter() - begin
             record, size = records[alike]

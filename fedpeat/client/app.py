@@ -11,17 +11,20 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.client.attack import attacked, poisoned
 from fedpeat.client.spec import TrainingSpec
 from fedpeat.client.train import weight_of
 from fedpeat.client.work import Store, Task, work
 from fedpeat.codecs import from_description
 from fedpeat.core import (
+    EMULATOR,
     EXTRA,
     FOLD,
     ClientUpdate,
@@ -35,7 +38,7 @@ from fedpeat.core import (
     without_prefix,
 )
 from fedpeat.data import open_rows
-from fedpeat.emulators import build_emulated, open_bundle
+from fedpeat.emulators import EmulatedModel, EmulatorLora, unfrozen_names
 from fedpeat.peft import Tuned, attach
 from fedpeat.wire import error_reply, read_arrays, read_job, update_reply
 
@@ -46,6 +49,7 @@ KEPT_MODELS = 4
 """Emulated models a worker keeps in memory: a federation with more emulators rebuilds the least recently used."""
 
 _MODELS: OrderedDict[str, Tuned] = OrderedDict()
+_EMULATORS: WeakKeyDictionary[Tuned, EmulatorLora] = WeakKeyDictionary()
 
 
 @app.train()
@@ -73,7 +77,8 @@ def tuned_model(job: dict[str, Any]) -> Tuned:
     """
     device = resolve_device(job["device"])
     # A method's own random start follows the seed: workers may serve runs of several seeds, one after the other.
-    key = content_hash([job["bundle"], job["method"], job["seed"], device])
+    unfreeze, blocks = job.get("unfreeze") or (), job.get("unfreeze_blocks")
+    key = content_hash([job["bundle"], job["method"], job["seed"], device, list(unfreeze), blocks])
     if key in _MODELS:
         _MODELS.move_to_end(key)
         return _MODELS[key]
@@ -87,6 +92,7 @@ def tuned_model(job: dict[str, Any]) -> Tuned:
         sources=view.sources,
         adapter_positions=view.adapter_positions,
         seed=job["seed"],
+        unfreeze=unfrozen_names(view, unfreeze, blocks=blocks),
     )
     if tuned.frozen_digest != job["frozen_digest"]:
         raise PeftError(
@@ -117,6 +123,7 @@ def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
     client = job["client"]
     tuned = tuned_model(job)
     tuned.fold(without_prefix(FOLD, arrays))
+    _realign(tuned, without_prefix(EMULATOR, arrays))
     rows = poisoned(open_rows(Path(job["data"]), client, "train"), job, client)
     store = Store(job["state_folder"], client)
     task = Task(client, job["local_steps"], job["start_step"], job["total_steps"], job["seed"], job["extras"])
@@ -125,7 +132,7 @@ def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
         rows,
         task=task,
         spec=TrainingSpec(**job["spec"]),
-        tensors={name: tensor for name, tensor in arrays.items() if not name.startswith((FOLD, EXTRA))},
+        tensors={name: tensor for name, tensor in arrays.items() if not name.startswith((FOLD, EXTRA, EMULATOR))},
         extras=without_prefix(EXTRA, arrays),
         store=store,
     )
@@ -141,6 +148,17 @@ def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
     weight = weight_of(job["weight_by"], metrics)
     update = ClientUpdate(client, job["round"], result.delta, weight, metrics, extras=result.extras)
     return encoded(attacked(update, job), job, store)
+
+
+def _realign(tuned: Tuned, changes: Tensors) -> None:
+    """Give the emulator of a worker's model the server's changes; without any, its own weights."""
+    if changes and tuned not in _EMULATORS:
+        view = tuned.view
+        _EMULATORS[tuned] = EmulatorLora(
+            EmulatedModel(tuned.model, view.path, view.sources, view.adapter_positions)  # type: ignore[arg-type]
+        )
+    if tuned in _EMULATORS:
+        _EMULATORS[tuned].apply(changes)
 
 
 def encoded(update: ClientUpdate, job: dict[str, Any], store: Store) -> ClientUpdate:

@@ -27,6 +27,7 @@ class TrainingSpec:
         precision: `fp32`, or `bf16` for a forward pass under autocast; the trainable tensors are fp32 in both.
         threads: Torch threads; their number changes float sums.
         compile: Compile the forward pass and the loss, once a model.
+        prefix_mib: Disk for hidden states in front of the first block that trains, MiB a client; 0 keeps none.
     """
 
     learning_rate: float
@@ -41,6 +42,7 @@ class TrainingSpec:
     precision: str = "fp32"
     threads: int = 1
     compile: bool = False
+    prefix_mib: float = 0.0
 
     def __post_init__(self) -> None:
         """Check values.
@@ -62,12 +64,19 @@ class TrainingSpec:
             ("warmup_steps", 0),
             ("accumulate", 1),
             ("threads", 1),
+            ("prefix_mib", 0),
         ):
             value = getattr(self, key)
             if not value >= least:
                 raise ConfigError(
                     f"cannot use client.{key}={value}", f"it must be {least} or more", f"raise client.{key}"
                 )
+        if self.compile and self.prefix_mib:
+            raise ConfigError(
+                f"cannot use client.prefix_mib={self.prefix_mib} with client.compile=true",
+                "a compiled step has no place to begin at a later block",
+                "choose one of them",
+            )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(
                 f"cannot use client.clip_norm={self.clip_norm}", "it must be positive", "use null for none"

@@ -1,10 +1,12 @@
 """One optimiser step on some batches, with what a recipe adds to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
+from fedpeat.client.prefix import Prefix
 from fedpeat.client.spec import Guidance, TrainingSpec
 from fedpeat.peft import Tuned
 
@@ -21,9 +23,18 @@ class Stepper:
         optimizer: Of these tensors.
         spec: How to train.
         guidance: What a recipe adds to each step.
+        prefix: Hidden states that need not be computed again; None for none.
     """
 
-    def __init__(self, tuned: Tuned, optimizer: torch.optim.Optimizer, spec: TrainingSpec, guidance: Guidance) -> None:
+    def __init__(
+        self,
+        tuned: Tuned,
+        optimizer: torch.optim.Optimizer,
+        spec: TrainingSpec,
+        guidance: Guidance,
+        prefix: Prefix | None = None,
+    ) -> None:
+        self.prefix = prefix
         self.tuned = tuned
         self.optimizer = optimizer
         self.spec = spec
@@ -39,8 +50,14 @@ class Stepper:
         ]
         self._tails = _tails(tuned, guidance.tail_penalty[1]) if guidance.tail_penalty else []
 
-    def step(self, batches: list[Batch], rate: float) -> list[torch.Tensor]:
-        """Take one step at `rate` times the learning rate; return its loss, or nothing if no token was scored."""
+    def step(self, batches: list[Batch], rate: float, rows: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
+        """Take one step at `rate` times the learning rate; return its loss, or nothing if no token was scored.
+
+        Args:
+            batches: Keywords for the model, a forward pass each.
+            rate: Times the learning rate.
+            rows: Which rows each batch holds, `(batch,)`: needed with a prefix.
+        """
         scored = [scored_tokens(batch["labels"]) for batch in batches]
         if not sum(scored):
             return []
@@ -48,9 +65,10 @@ class Stepper:
             group["lr"] = rate * self.spec.learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
-        for batch, tokens in zip(batches, scored, strict=True):
+        for number, (batch, tokens) in enumerate(zip(batches, scored, strict=True)):
             if tokens:
-                part = self.loss_of({name: tensor.to(self.tuned.device) for name, tensor in batch.items()})
+                with self.prefix.serving(rows[number]) if self.prefix else nullcontext():
+                    part = self.loss_of({name: tensor.to(self.tuned.device) for name, tensor in batch.items()})
                 # Each is a mean over its own tokens: weighted by these, they are the mean over all.
                 part = part * (tokens / sum(scored)) if len(batches) > 1 else part
                 part.backward()

@@ -10,6 +10,7 @@ import torch
 
 from fedpeat.client.batches import batch_indices
 from fedpeat.client.optimizers import build_optimizer, read_state, write_state
+from fedpeat.client.prefix import Prefix
 from fedpeat.client.schedules import factor
 from fedpeat.client.spec import NO_GUIDANCE, Guidance, TrainingSpec
 from fedpeat.client.steps import Stepper, loss_function, scored_tokens
@@ -49,6 +50,7 @@ def train(  # noqa: PLR0913
     client: str,
     optimizer_state: Mapping[str, torch.Tensor] | None = None,
     guidance: Guidance = NO_GUIDANCE,
+    prefix: Prefix | None = None,
 ) -> TrainingResult:
     """Train from the tensors that `tuned` holds, and tell how far they moved.
 
@@ -67,6 +69,7 @@ def train(  # noqa: PLR0913
         client: The client's name, which its batch order and dropout follow.
         optimizer_state: What the client's last `TrainingResult` held, with `optimizer_state="keep"`.
         guidance: What a recipe adds to each step.
+        prefix: Hidden states of `rows` that need not be computed again.
 
     Raises:
         ConfigError: If there are no steps, the optimiser cannot be built, or its kept state belongs elsewhere.
@@ -94,11 +97,12 @@ def train(  # noqa: PLR0913
     losses: list[torch.Tensor] = []
     with _training(tuned, start, spec.threads):
         began = time.perf_counter()
-        stepper = Stepper(tuned, optimizer, spec, guidance)
+        stepper = Stepper(tuned, optimizer, spec, guidance, prefix)
         for step in range(start_step, start_step + steps):
             _seed(tuned.device, seed_for(seed, "dropout", client, step))
             rate = factor(spec.schedule, step, warmup_steps=spec.warmup_steps, total_steps=total_steps)
-            losses += stepper.step([rows.batch(next(order)) for _ in range(spec.accumulate)], rate)
+            chosen = [next(order) for _ in range(spec.accumulate)]
+            losses += stepper.step([rows.batch(indices) for indices in chosen], rate, chosen)
         values = torch.stack(losses).tolist() if losses else []  # the only wait for a GPU
         seconds = time.perf_counter() - began
         delta = subtract(tuned.read(), start)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedpeat.client.prefix import Prefix
 from fedpeat.client.spec import Guidance, TrainingSpec
 from fedpeat.client.train import probe_loss, train
 from fedpeat.core import Tensors, UpdateRefused, add, content_hash, read_tensors, subtract, write_tensors, zeros_like
@@ -29,6 +30,11 @@ class Store:
     def keeps(self) -> bool:
         """Whether anything is kept."""
         return self._folder is not None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where, or None."""
+        return self._folder
 
     def read(self, what: str) -> dict[str, torch.Tensor]:
         """Return what was written under this name; nothing if nothing was.
@@ -130,6 +136,7 @@ def work(
             record_gradients=bool(variates),
             tail_penalty=tuple(half["tail_penalty"]) if half.get("tail_penalty") else None,
         ),
+        prefix=_prefix(part, rows, spec, store),
     )
     store.write("optimizer", {**remembered, **(result.optimizer_state or {})})
     if personal:
@@ -142,6 +149,13 @@ def work(
     delta = {name: value for name, value in result.delta.items() if name not in personal}
     metrics |= {**result.metrics, "effective_steps": effective_steps(spec, task.steps)}
     return Worked(delta, change, metrics)
+
+
+def _prefix(tuned: Tuned, rows: Rows, spec: TrainingSpec, store: Store) -> Prefix | None:
+    if not spec.prefix_mib or store.folder is None:
+        return None
+    prefix = Prefix(tuned, rows, store.folder, limit_mib=spec.prefix_mib, precision=spec.precision)
+    return prefix if prefix.useful else None
 
 
 def _check_sent(tuned: Tuned, tensors: Tensors, left_out: frozenset[str]) -> None:

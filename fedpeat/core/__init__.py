@@ -19,6 +19,7 @@ from fedpeat.core.errors import (
     shorten,
 )
 from fedpeat.core.layout import (
+    EMULATOR,
     EXTRA,
     FOLD,
     Layout,
@@ -57,6 +58,7 @@ from fedpeat.core.values import (
 )
 
 __all__ = [
+    "EMULATOR",
     "EXTRA",
     "FOLD",
     "METRICS",

@@ -12,9 +12,9 @@ Part = Literal["A", "B", "R", "other"]
 """A travelling tensor's role: a LoRA layer's factor A `(rank, in)` or B `(out, rank)`, a square core R `(rank, rank)`
 between two fixed factors, or any other tensor."""
 
-FOLD, EXTRA = "fold|", "extra|"
-"""Prefixes, in messages and checkpoints, of what is folded into base weights and of what a recipe sends beside the
-travelling tensors. No tensor's own name has a bar in it."""
+FOLD, EXTRA, EMULATOR = "fold|", "extra|", "emulator|"
+"""Prefixes, in messages and checkpoints, of what is folded into base weights, of what a recipe sends beside the
+travelling tensors, and of what changes the emulator. No tensor's own name has a bar in it."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class Layout:
         pairs: The LoRA layers.
         others: Names of the travelling tensors in no LoRA layer.
         rank: Largest rank of the pairs' factors, 0 without pairs.
+        unfrozen: Those of the others that are the emulator's own.
     """
 
     pairs: tuple[LoraPair, ...] = ()
     others: tuple[str, ...] = ()
     rank: int = 0
+    unfrozen: tuple[str, ...] = ()
 
     def part_of(self, name: str) -> Part:
         """Return the role of a travelling tensor."""
@@ -64,10 +66,11 @@ class Layout:
         return parts
 
     def names(self, parts: Iterable[str]) -> frozenset[str]:
-        """Return the names of the travelling tensors with one of these roles."""
+        """Return the names of the travelling tensors with one of these roles; `unfrozen` is a part of `other`."""
         wanted = set(parts)
         chosen = {name for name, part in self._parts.items() if part in wanted}
-        return frozenset(chosen | (set(self.others) if "other" in wanted else set()))
+        chosen |= set(self.others) if "other" in wanted else set()
+        return frozenset(chosen | (set(self.unfrozen) if "unfrozen" in wanted else set()))
 
 
 def product(pair: LoraPair, tensors: Tensors) -> torch.Tensor:

@@ -34,11 +34,34 @@ METRICS: tuple[Metric, ...] = (
     Metric("accuracy", "share", "fedpeat.server", "up", "Next tokens predicted exactly, 0 to 1."),
     Metric("tokens", "tokens", "fedpeat.server", "", "Held-out tokens scored."),
     Metric(
+        "choice_accuracy",
+        "share",
+        "fedpeat.server",
+        "up",
+        "Held-out documents whose right answer the model finds the likeliest of `data.choices`, 0 to 1, for the same"
+        " models but `personal`; only where the data has choices.",
+    ),
+    Metric(
         "privacy_margin",
         "nats/token",
         "fedpeat.server",
         "up",
         "Emulated-and-tuned minus plug-in loss: what a device lacks by not holding the full model.",
+    ),
+    Metric(
+        "privacy_margin_accuracy",
+        "share",
+        "fedpeat.server",
+        "up",
+        "Plug-in minus emulated-and-tuned choice accuracy: the same in right answers.",
+    ),
+    Metric(
+        "extraction_margin",
+        "nats/token",
+        "simulations",
+        "up",
+        "Loss of what one curious client makes of its bundle by fine-tuning all of it (`baselines.extraction`), minus"
+        " plug-in loss; only where that baseline was run.",
     ),
     Metric(
         "transfer_gap",
@@ -60,9 +83,54 @@ METRICS: tuple[Metric, ...] = (
     Metric("bytes_down", "bytes", "fedpeat.wire", "down", "Tensor payload sent to clients."),
     Metric("bytes_up", "bytes", "fedpeat.wire", "down", "Tensor payload received from clients."),
     Metric(
+        "emulator.zero_shot_ratio",
+        "1",
+        "simulations",
+        "",
+        "The emulator's perplexity before tuning over the full model's: at 1 a device has what the full model is worth;"
+        " the larger, the less it is given, and the worse a guide the emulator is to tune the adapter on.",
+    ),
+    Metric(
+        "emulator.emulator_parameters",
+        "parameters",
+        "simulations",
+        "down",
+        "Parameters of the emulator's blocks; shared blocks once, layers stored in few bits or sparsely by the matrix"
+        " that they stand for.",
+    ),
+    Metric("emulator.middle_parameters", "parameters", "simulations", "", "Parameters of the blocks it stands in for."),
+    Metric("emulator.kept_share", "share", "simulations", "down", "The former over the latter; null without a middle."),
+    Metric("emulator.bundle_bytes", "bytes", "fedpeat.bundles", "down", "Tensors that a device fetches once."),
+    Metric("emulator.full_bytes", "bytes", "simulations", "", "What the full model's tensors would be, sent likewise."),
+    Metric(
+        "emulator.client_memory_bytes",
+        "bytes",
+        "fedpeat.client",
+        "down",
+        "Memory of local training on the emulated model: weights as stored, gradients, the optimiser's state, and what"
+        " autograd keeps of one forward pass of `client.batch_size` rows; `client_memory` has the four. Counted, not"
+        " sampled: what kernels need for a moment is not in it. Only with `evaluation.costs=true`.",
+    ),
+    Metric(
+        "emulator.full_memory_bytes",
+        "bytes",
+        "fedpeat.client",
+        "",
+        "The same on the full model with the same PEFT; `full_memory` has its parts.",
+    ),
+    Metric(
+        "emulator.step_seconds",
+        "s",
+        "fedpeat.client",
+        "down",
+        "Median of three local training steps on the emulated model, not compiled, on the server's machine before"
+        " round 1; only with `evaluation.costs=true`.",
+    ),
+    Metric("emulator.full_step_seconds", "s", "fedpeat.client", "", "The same on the full model."),
+    Metric(
         "bytes_bundle",
         "bytes",
-        "fedpeat.emulators",
+        "fedpeat.bundles",
         "down",
         "Size of a bundle's tensors: what each device fetches once.",
     ),
@@ -70,7 +138,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "seconds.train", "s", "simulations", "down", "Wall time from the first message sent to the last reply folded."
     ),
-    Metric("seconds.evaluate", "s", "simulations", "down", "Wall time of the server's evaluations."),
+    Metric(
+        "seconds.evaluate",
+        "s",
+        "simulations",
+        "down",
+        "Wall time of the server's evaluations, and of re-aligning the emulator.",
+    ),
     Metric("seconds.wire", "s", "simulations", "down", "Time spent turning values into records and back."),
     Metric("seconds.overhead", "s", "simulations", "down", "What remains of the total."),
     Metric(

@@ -90,11 +90,14 @@ class Evaluation:
         loss: Mean cross-entropy, nats a token.
         accuracy: Share of next tokens predicted exactly, 0 to 1.
         tokens: Tokens scored.
+        choice_accuracy: Share of held-out documents whose right answer was the likeliest, 0 to 1; None where the data
+            has no choices.
     """
 
     loss: float
     accuracy: float
     tokens: int
+    choice_accuracy: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -102,8 +105,9 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def to_json(self) -> dict[str, float]:
-        """Return loss, perplexity, accuracy and tokens."""
-        return {"loss": self.loss, "perplexity": self.perplexity, "accuracy": self.accuracy, "tokens": self.tokens}
+        """Return loss, perplexity, accuracy and tokens, and the choice accuracy where there is one."""
+        plain = {"loss": self.loss, "perplexity": self.perplexity, "accuracy": self.accuracy, "tokens": self.tokens}
+        return plain if self.choice_accuracy is None else {**plain, "choice_accuracy": self.choice_accuracy}
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,12 @@ class RoundReport:
     def from_json(cls, plain: Mapping[str, Any]) -> RoundReport:
         """Return the report that `to_json` was called on."""
         evaluations = {
-            name: Evaluation(_number(result["loss"]), _number(result["accuracy"]), int(result["tokens"]))
+            name: Evaluation(
+                loss=_number(result["loss"]),
+                accuracy=_number(result["accuracy"]),
+                tokens=int(result["tokens"]),
+                choice_accuracy=result.get("choice_accuracy"),
+            )
             for name, result in plain["evaluations"].items()
         }
         failures = tuple(ClientFailure(**failure) for failure in plain["failures"])
@@ -180,6 +189,7 @@ class RunState:
         control_state: State of the controller, JSON-like.
         global_step: The federation's step after `round`.
         seed: The run's seed; samplers and all other random choices are derived from it, so they need no state.
+        emulator: What re-alignment changed of the emulator, by name; empty without it.
     """
 
     round: int
@@ -187,3 +197,4 @@ class RunState:
     control_state: Mapping[str, Any]
     global_step: int
     seed: int
+    emulator: Tensors = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Attach a method to a model: pick what trains, freeze the rest, check that it is as it should be."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -43,6 +43,7 @@ def attach(
     sources: Sequence[int],
     adapter_positions: Sequence[int],
     seed: int,
+    unfreeze: Collection[str] = (),
 ) -> Tuned:
     """Attach `method` to the adapter blocks of `model`, in place, and freeze everything else.
 
@@ -59,6 +60,7 @@ def attach(
         sources: For each block position, its index in the full model.
         adapter_positions: Positions of the adapter blocks.
         seed: The run's seed.
+        unfreeze: Names, in `model`, of parameters outside the adapter blocks that are to train too.
 
     Raises:
         PeftError: If the method, a keyword or a target is unknown, nothing trains, something outside the adapter blocks
@@ -72,14 +74,16 @@ def attach(
         raise PeftError(
             "cannot attach PEFT", "the adapter has no blocks", "raise model.split.first or model.split.last"
         )
-    ends = _ends(model, chosen)
+    also = [model.get_parameter(name) for name in unfreeze]
+    ends = [*_ends(model, chosen), *also]
+    unfrozen = [view.canonical(name) for name in unfreeze]
     base = [*model.parameters(), *model.buffers()]
     run_in_own_precision(model)
     model.requires_grad_(False)
     if kind == "full":
         for position in view.adapter_positions:
             model.get_submodule(f"{path}.{position}").requires_grad_(True)
-        return pick(model, wrapper=None, view=view, ends=ends, base=base, identity=True)
+        return pick(model, wrapper=None, view=view, ends=ends, base=base, identity=True, unfrozen=unfrozen)
     modules = modules_in_blocks(model, path=path, positions=view.adapter_positions)
     config = _config(kind, chosen, model, modules)
     before = _probe(model, model.get_input_embeddings())
@@ -87,7 +91,7 @@ def attach(
         wrapper = _wrap(model, config, seed)
         if kind == "lora_sb":
             put_cores(model, ADAPTER_NAME)
-    tuned = pick(model, wrapper=wrapper, view=view, ends=ends, base=base, identity=False)
+    tuned = pick(model, wrapper=wrapper, view=view, ends=ends, base=base, identity=False, unfrozen=unfrozen)
     return replace(tuned, identity_at_start=_unchanged(tuned, before, model, config))
 
 

@@ -28,7 +28,8 @@ def make_uniform(model: nn.Module) -> None:
             if isinstance(autocast, _Autocast):
                 del hooks[key]
                 for parameter in model.parameters():
-                    parameter.data = parameter.detach().to(autocast.dtype)
+                    if parameter.is_floating_point():  # weights stored in few bits stay as they are
+                        parameter.data = parameter.detach().to(autocast.dtype)
 
 
 class _Autocast:

@@ -1,6 +1,7 @@
 """Pick the tensors that train out of a model that a method was attached to, and check where they are."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -22,6 +23,7 @@ def pick(
     ends: Iterable[nn.Parameter],
     base: Iterable[torch.Tensor],
     identity: bool,
+    unfrozen: Sequence[str] = (),
 ) -> Tuned:
     """Return `model` with its trainable tensors picked out, which are fp32 from here on.
 
@@ -32,6 +34,7 @@ def pick(
         ends: Parameters of the head and the embeddings that are to train too.
         base: The tensors that the model had before the method was attached.
         identity: Whether its output is unchanged so far.
+        unfrozen: Canonical names of those of the emulator's own tensors that are to train too.
 
     Raises:
         PeftError: If nothing trains, or something outside the adapter blocks would.
@@ -65,7 +68,7 @@ def pick(
         names=names,
         parameters=tuple(trained[name] for name in names),
         initial={name: trained[name].detach().to("cpu", copy=True) for name in names},
-        layout=layout_of(layers, names),
+        layout=replace(layout_of(layers, names), unfrozen=tuple(sorted(unfrozen))),
         layers=layers,
         frozen_digest=digest(frozen) if frozen else "",
         identity_at_start=identity,

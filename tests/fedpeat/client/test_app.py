@@ -2,6 +2,7 @@ import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.client import Store, Task, TrainingSpec, app, work
 from fedpeat.codecs import drive, from_description
 from fedpeat.core import (
@@ -15,10 +16,11 @@ from fedpeat.core import (
     with_prefix,
     zeros_like,
 )
-from fedpeat.emulators import build_emulated, open_bundle, uniform, write_bundle
+from fedpeat.emulators import uniform
 from fedpeat.models import make_split
 from fedpeat.peft import attach
 from fedpeat.wire import read_failure, read_update, to_arrays, train_message
+from tests.bundles import bundled
 
 SPEC = {"learning_rate": 0.05, "batch_size": 4, "optimizer": "SGD"}
 LORA = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -28,7 +30,7 @@ LORA = {"kind": "lora", "rank": 4, "alpha": 8}
 def bundle(miniature, tmp_path_factory):
     """The folder of a bundle of three blocks of four; the first and the last are the adapter."""
     split, folder = make_split(4, first=1, last=1), tmp_path_factory.mktemp("bundles")
-    return write_bundle(miniature("llama", blocks=4), split=split, builder=uniform(kept_blocks=1), folder=folder).folder
+    return bundled(miniature("llama", blocks=4), split=split, builder=uniform(kept_blocks=1), folder=folder).folder
 
 
 @pytest.fixture(autouse=True)
