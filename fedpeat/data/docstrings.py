@@ -33,7 +33,7 @@ PRETRAIN_LIBRARIES = (
 MINIMUM_CHARACTERS = 100
 HELD_OUT_PERCENT = 10
 # Raised when the reading below changes, so that rows cached by an older reader are not used.
-_READER = 1
+_READER = 2
 # Tests say little in docstrings; vendored copies belong to another library, which may be another client.
 _LEFT_OUT = {"test", "tests", "testing", "_vendor", "vendor", "vendored", "extern", "externals", "thirdparty"}
 _DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -60,7 +60,8 @@ def read_docstrings(packages: Sequence[str], *, cache: str | Path | None = None)
         cache: Folder where rows are kept by library, version and file list; None reads the sources every time.
 
     Returns:
-        Rows `{"library", "module", "name", "text"}`; `name` is the dotted name of what is documented.
+        Rows `{"library", "module", "name", "object", "text"}`; `name` is the dotted name of what is documented, and
+        `object` what that is: module, class, method (defined in a class) or function.
 
     Raises:
         DataError: If a package is not installed, or holds no Python sources.
@@ -154,45 +155,46 @@ def _versions(package: str) -> list[str]:
 def _parse_library(package: str, files: Mapping[str, Path]) -> list[dict[str, str]]:
     rows, seen = [], set()
     for module, path in files.items():
-        for name, text in _parse_file(path):
+        for name, kind, text in _parse_file(path):
             if text not in seen:
                 seen.add(text)
                 full = f"{module}.{name}" if name else module
-                rows.append({"library": package, "module": module, "name": full, "text": text})
+                rows.append({"library": package, "module": module, "name": full, "object": kind, "text": text})
     return rows
 
 
-def _parse_file(path: Path) -> Iterator[tuple[str, str]]:
+def _parse_file(path: Path) -> Iterator[tuple[str, str, str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # others' invalid escapes are no concern of ours
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
         return  # a template, or a file for another Python
-    for name, text in _documented(tree, ""):
+    for name, kind, text in _documented(tree, "", "module"):
         clean = inspect.cleandoc(text).strip()
         if len(clean) >= MINIMUM_CHARACTERS:
-            yield name, clean
+            yield name, kind, clean
 
 
-def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Yield dotted names and raw docstrings; only statements are visited, as expressions document nothing."""
+def _documented(node: ast.AST, name: str, kind: str) -> Iterator[tuple[str, str, str]]:
+    """Yield dotted names, what has them, and raw docstrings; only statements are visited: expressions document none."""
     if isinstance(node, ast.Module | _DEFINITIONS):
-        yield name, ast.get_docstring(node, clean=False) or ""
+        yield name, kind, ast.get_docstring(node, clean=False) or ""
     for field in ("body", "orelse", "handlers", "finalbody", "cases"):
         for child in getattr(node, field, ()):
             if isinstance(child, _DEFINITIONS):
-                yield from _documented(child, f"{name}.{child.name}" if name else child.name)
+                inner = "class" if isinstance(child, ast.ClassDef) else "method" if kind == "class" else "function"
+                yield from _documented(child, f"{name}.{child.name}" if name else child.name, inner)
             elif isinstance(child, ast.Expr):
                 yield from _added(child.value)
             elif hasattr(child, "body") or hasattr(child, "cases"):
-                yield from _documented(child, name)
+                yield from _documented(child, name, kind)
 
 
-def _added(call: ast.expr) -> Iterator[tuple[str, str]]:
+def _added(call: ast.expr) -> Iterator[tuple[str, str, str]]:
     """Yield what `add_docstr(torch.abs, "...")` and its like document: compiled functions."""
     if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] in _ADDERS and call.args:
         texts = [
             node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
-        yield ast.unparse(call.args[0]).strip("'"), max(texts, key=len, default="")
+        yield ast.unparse(call.args[0]).strip("'"), "function", max(texts, key=len, default="")

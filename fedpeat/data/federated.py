@@ -15,6 +15,7 @@ import torch
 
 from fedpeat.core import DataError, StorageError, content_hash, write_json, write_tensors
 from fedpeat.data import rows as on_disk
+from fedpeat.data.choices import CHOICES_FILE, MadeChoices, held_out_documents, make_choices
 from fedpeat.data.histogram import count_labels
 from fedpeat.data.packing import Packed, join
 from fedpeat.data.partition import label_field, partition
@@ -23,7 +24,7 @@ from fedpeat.data.shards import Shard, keep_fit, make_server, make_shard
 from fedpeat.data.sources import HELD_OUT_FIELD, fingerprint, has_clients, load
 from fedpeat.data.spec import DataSpec
 from fedpeat.data.split import take_server_documents
-from fedpeat.data.text import Documents, first_occurrences, read_documents, tokenise
+from fedpeat.data.text import Documents, TokenisedDocuments, first_occurrences, read_documents, tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,7 +63,7 @@ def prepare(
     cache = Path(cache_folder)
     identity = {
         "format": FORMAT,
-        "spec": {key: value for key, value in spec.to_json().items() if key not in ("path", "server_path")},
+        "spec": _identity(spec),
         "source": fingerprint(spec, cache=cache),
         "tokenizer": _tokenizer_hash(tokenizer, tokenizer_id),
         "clients_count": clients_count,
@@ -76,6 +77,12 @@ def prepare(
             built = _build(spec, corpus, tokenizer, clients_count=clients_count, seed=seed, batch_size=batch_size)
         _write(folder, built, spec, tokenizer=tokenizer, tokenizer_id=tokenizer_id, identity=identity)
     return open_federated(folder)
+
+
+def _identity(spec: DataSpec) -> dict[str, Any]:
+    """Return the settings that rows depend on: where files lie is none; nor are choices, where there are none."""
+    left_out = ("path", "server_path") if spec.choices is not None else ("path", "server_path", "choices")
+    return {key: value for key, value in spec.to_json().items() if key not in left_out}
 
 
 @contextlib.contextmanager
@@ -154,6 +161,7 @@ class _Built:
     field: str | None
     histograms: list[dict[str, int]]
     report: dict[str, Any]
+    choices: MadeChoices | None
 
 
 def _build(
@@ -168,8 +176,9 @@ def _build(
     documents |= {"server": len(server.train), "public": len(server.public), "server_test": len(server.test)}
     if corpus.table is None:
         pooled = make_server(server, [], tokens, spec)
+        choices = _choices(spec, corpus, tokens, pooled, [], tokenizer)
         report = {"documents": documents, "clients": {}, "tokens": _token_report([], pooled)}
-        return _Built([], pooled, None, [], report)
+        return _Built([], pooled, None, [], _with_choices(report, choices), choices)
     table = corpus.table.select(server.rest - corpus.own)
     given = partition(table, spec, clients_count=clients_count, seed=seed)
     shards = [
@@ -183,8 +192,22 @@ def _build(
     documents |= {part: sum(len(shard.documents[part]) for shard in kept) for part in PARTS[:3]}
     field = label_field(spec)
     histograms = count_labels(corpus.table, field, [shard.all_documents - corpus.own for shard in kept])
+    choices = _choices(spec, corpus, tokens, pooled, kept, tokenizer)
     report = {"documents": documents, "clients": clients.report, "tokens": _token_report(kept, pooled)}
-    return _Built(kept, pooled, field, histograms, report)
+    return _Built(kept, pooled, field, histograms, _with_choices(report, choices), choices)
+
+
+def _choices(
+    spec: DataSpec, corpus: _Corpus, tokens: TokenisedDocuments, pooled: Shard, kept: Sequence[Shard], tokenizer: Any
+) -> MadeChoices | None:
+    if spec.choices is None:
+        return None
+    chosen = held_out_documents(pooled, kept, spec)
+    return make_choices(corpus.documents, tokens, chosen, spec, tokenizer=tokenizer)
+
+
+def _with_choices(report: dict[str, Any], choices: MadeChoices | None) -> dict[str, Any]:
+    return report if choices is None else {**report, "choices": dict(choices.report)}
 
 
 def _token_report(shards: Sequence[Shard], server: Shard) -> dict[str, int]:
@@ -208,7 +231,11 @@ def _write(
     packed = [owner.packed[part] for part in PARTS for owner in owners]
     write_tensors(folder / on_disk.ROWS_FILE, _tensors(packed, spec.block_size, vocabulary=len(tokenizer)))
     write_json(folder / on_disk.TABLE_FILE, {"field": built.field, "histograms": built.histograms})
-    files = (on_disk.ROWS_FILE, on_disk.TABLE_FILE)
+    files = [on_disk.ROWS_FILE, on_disk.TABLE_FILE]
+    if built.choices is not None:
+        tensors = {name: torch.from_numpy(array) for name, array in built.choices.tensors.items()}
+        write_tensors(folder / CHOICES_FILE, tensors)
+        files.append(CHOICES_FILE)
     index = {
         "identity": dict(identity),
         "tokenizer": tokenizer_id,

@@ -97,7 +97,16 @@ def _pack_pairs(documents: TokenisedDocuments, prompts: Tokens, chosen: np.ndarr
 
 def _cut(prompt: np.ndarray, answer: np.ndarray, block_size: int, *, begins: bool) -> tuple[np.ndarray, np.ndarray]:
     kept = min(len(prompt), max(block_size - len(answer), block_size // 2))
-    if kept < len(prompt):
-        first = prompt[: int(begins)]
-        prompt = np.concatenate([first, prompt[len(prompt) - kept + len(first) :]])
-    return prompt, answer[: block_size - kept]
+    return cut_prompt(prompt, kept, begins=begins), answer[: block_size - kept]
+
+
+def cut_prompt(prompt: np.ndarray, room: int, *, begins: bool) -> np.ndarray:
+    """Return the end of a prompt that has at most `room` tokens (1 or more), and, if it `begins` so, its first token.
+
+    >>> cut_prompt(np.arange(6), 3, begins=True).tolist(), cut_prompt(np.arange(6), 3, begins=False).tolist()
+    ([0, 4, 5], [3, 4, 5])
+    """
+    if len(prompt) <= room:
+        return prompt
+    first = prompt[: int(begins)]
+    return np.concatenate([first, prompt[len(prompt) - room + len(first) :]])

@@ -140,7 +140,7 @@ def open_rows(folder: str | Path, client: str, part: str = "train") -> Rows:
     start = PARTS.index(part) * len(index.owners)
     first, last = (0, len(index.owners) - 1) if client == POOLED else (index.owners[client], index.owners[client] + 1)
     rows = slice(int(index.offsets[start + first]), int(index.offsets[start + last]))
-    with _opened(folder) as file:
+    with opened(folder / ROWS_FILE) as file:
         stored = {name: file.get_slice(name)[rows] for name in file.keys() if name != "offsets"}  # noqa: SIM118
     return _rows(stored)
 
@@ -191,15 +191,19 @@ def _index(folder: Path) -> _Index:
 def _read_index(folder: Path, written: int) -> _Index:  # noqa: ARG001
     """Read once a process: with 10,000 clients the index takes longer to read than a client's rows."""
     plain = read_json(folder / INDEX_FILE)
-    with _opened(folder) as file:
+    with opened(folder / ROWS_FILE) as file:
         offsets = file.get_tensor("offsets")
     owners = {name: number for number, name in enumerate([*plain["clients"], SERVER])}
     return _Index(plain, owners, offsets)
 
 
-def _opened(folder: Path) -> Any:
+def opened(path: Path) -> Any:
+    """Open a file of tensors in a folder of prepared data.
+
+    Raises:
+        StorageError: If it is missing or not whole.
+    """
     try:
-        return safe_open(folder / ROWS_FILE, framework="pt")
+        return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        remedy = "remove the folder and prepare the data again"
-        raise StorageError(f"cannot read {folder / ROWS_FILE}", str(error), remedy) from error
+        raise StorageError(f"cannot read {path}", str(error), "remove the folder and prepare the data again") from error

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE_FIELD = "file"
-"""A column that local files offer to `data.client_field`: the name of the file a document is in, without endings."""
+"""A column that local files offer to `data.client_field` and `data.answer_field`: the name of the file a document is
+in, without endings."""
 HELD_OUT_FIELD = "held_out"
 """A boolean column by which a source itself says which documents are for test."""
 
@@ -169,7 +170,7 @@ def _load_files(builder: str, **options: Any) -> Callable[[DataSpec, Place], Dat
         def read(names: list[str]) -> Dataset:
             return _load_dataset(place, builder, data_files=names, split="train", **keywords)
 
-        if FILE_FIELD in (*spec.client_fields, spec.label_field):
+        if FILE_FIELD in (*spec.client_fields, spec.label_field, spec.answer_field):
             return _with_file_names(files, read)
         return read([str(file) for file in files])
 
@@ -267,6 +268,7 @@ def _load_docstrings(spec: DataSpec, place: Place) -> Dataset:
     for row in rows:
         # "sympy.solvers" of sympy.solvers.ode.single: a finer natural client than the library.
         row["package"] = ".".join(row["module"].split(".")[:2])
+        row["summary"] = row["text"].partition("\n\n")[0]
     return Dataset.from_list([{**row, HELD_OUT_FIELD: bool(held_out(row))} for row in rows])
 
 

@@ -17,7 +17,7 @@ _OWN_KEYS = {
     "server_split": ("hub",),
     "libraries": ("docstrings",),
 }
-_CHOICES = {
+_OPTIONS = {
     "separator": ("eos", "bos", "none"),
     "tail": ("drop", "pad"),
     "too_small": ("drop", "error", "keep"),
@@ -44,6 +44,7 @@ class DataSpec:
     prompt_field: str | None = None
     answer_field: str | None = None
     prompt_template: str | None = None
+    choices: str | list[str] | None = None
     client_field: str | list[str] | None = None
     label_field: str | None = None
     partitioner: str = "natural"
@@ -81,8 +82,9 @@ class DataSpec:
             if settings.get(key) is None:
                 raise ConfigError(f"data.{key} must be set", "it is not", f"set data.{key}")
         spec = cls(**settings)
-        spec._check_choices()
+        spec._check_options()
         spec._check_numbers()
+        spec = replace(spec, choices=spec._checked_choices())
         spec._check_pairs()
         spec._check_origin()
         return replace(spec, test_share=0.0) if spec.test_blocks else spec
@@ -108,8 +110,8 @@ class DataSpec:
         """Return the settings as plain values."""
         return asdict(self)
 
-    def _check_choices(self) -> None:
-        for key, options in _CHOICES.items():
+    def _check_options(self) -> None:
+        for key, options in _OPTIONS.items():
             value = getattr(self, key)
             if value is not None and value not in options:
                 raise ConfigError(f"data.{key}={value!r} is no choice", "", nearest(str(value), options))
@@ -139,6 +141,25 @@ class DataSpec:
             raise ConfigError("data.answer_field is set alone", "an answer needs a prompt", "set data.prompt_field")
         if not self.is_paired and (self.prompt_field is not None or self.prompt_template is not None):
             raise ConfigError("a prompt is set alone", "a prompt needs an answer to be learnt", "set data.answer_field")
+
+    def _checked_choices(self) -> str | list[str] | None:
+        """Return the possible answers as text: a list in YAML may hold whole numbers."""
+        given = self.choices
+        if given is None:
+            return None
+        if not self.is_paired:
+            found = "documents have no answers"
+            raise ConfigError("data.choices is set", found, "set data.answer_field, and data.prompt_field or _template")
+        if given == "auto":
+            return given
+        names = given if isinstance(given, list | tuple) else []
+        texts = [str(name) for name in names]
+        plain = {" ".join(text.split()) for text in texts}
+        right_type = all(isinstance(name, str | int) and not isinstance(name, bool) for name in names)
+        if not right_type or len(plain) < 2 or len(plain) < len(texts) or "" in plain:
+            remedy = "set data.choices to auto, or to a list such as [positive, negative], with yes and no in quotes"
+            raise ConfigError(f"data.choices={given!r}", "two or more different texts are needed", remedy)
+        return texts
 
     def _check_origin(self) -> None:
         if self.kind == "docstrings":

@@ -54,7 +54,7 @@ def read_documents(dataset: Dataset, spec: DataSpec) -> Documents:
     """
     if not spec.is_paired:
         return Documents(_column(dataset, spec.text_field, "data.text_field"), None)
-    answers = _column(dataset, str(spec.answer_field), "data.answer_field")
+    answers = _column(dataset, str(spec.answer_field), "data.answer_field", numbered=spec.choices is not None)
     template = "{prompt}\n" if spec.prompt_template is None else spec.prompt_template
     columns: dict[str, list[str]] = {}
     if spec.prompt_field is not None:
@@ -78,9 +78,12 @@ def check_field(dataset: Dataset, name: str, setting: str) -> None:
         raise DataError(f"{setting}={name!r} is not in the data", found, nearest(name, fields))
 
 
-def _column(dataset: Dataset, name: str, setting: str) -> list[str]:
+def _column(dataset: Dataset, name: str, setting: str, *, numbered: bool = False) -> list[str]:
+    """Return a field's texts; those of numbered labels are the numbers, written out."""
     check_field(dataset, name, setting)
-    values = dataset[name][:]
+    values: list[Any] = dataset[name][:]
+    if numbered:
+        values = [str(value) if isinstance(value, int) and not isinstance(value, bool) else value for value in values]
     wrong = next((value for value in values if value is not None and not isinstance(value, str)), None)
     if wrong is not None:
         raise DataError(f"{setting}={name!r} must hold text", f"it holds {wrong!r}", f"set {setting} to another field")

@@ -6,6 +6,7 @@ To add one more number: a line in `fedpeat.core.METRICS`, its computation where 
 """
 
 from fedpeat.server.checkpoint import read_checkpoint, write_checkpoint
+from fedpeat.server.choices import ChoiceResult, check_normalise, choose
 from fedpeat.server.evaluate import evaluate
 from fedpeat.server.history import History, read_history
 from fedpeat.server.participant import NAME as SERVER
@@ -13,8 +14,11 @@ from fedpeat.server.participant import Participant, margins
 
 __all__ = [
     "SERVER",
+    "ChoiceResult",
     "History",
     "Participant",
+    "check_normalise",
+    "choose",
     "evaluate",
     "margins",
     "read_checkpoint",

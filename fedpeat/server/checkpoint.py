@@ -8,7 +8,7 @@ from safetensors import safe_open
 from fedpeat.core import GlobalState, RunState, StorageError, read_tensors, with_prefix, without_prefix, write_tensors
 
 FORMAT = "2"
-_GLOBAL, _FOLDS, _MEMORY = "global/", "folds/", "memory/"
+_GLOBAL, _FOLDS, _MEMORY, _EMULATOR = "global/", "folds/", "memory/", "emulator/"
 
 
 def write_checkpoint(path: str | Path, state: RunState) -> None:
@@ -22,6 +22,7 @@ def write_checkpoint(path: str | Path, state: RunState) -> None:
         **with_prefix(_GLOBAL, shared.tensors),
         **with_prefix(_FOLDS, shared.folds),
         **with_prefix(_MEMORY, shared.memory),
+        **with_prefix(_EMULATOR, state.emulator),
     }
     facts = {
         "round": state.round,
@@ -52,4 +53,4 @@ def read_checkpoint(path: str | Path) -> RunState:
         folds=without_prefix(_FOLDS, tensors),
         memory=without_prefix(_MEMORY, tensors),
     )
-    return RunState(shared=shared, **facts)
+    return RunState(shared=shared, emulator=without_prefix(_EMULATOR, tensors), **facts)

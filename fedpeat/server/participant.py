@@ -49,12 +49,21 @@ class Participant:
         return ClientUpdate(NAME, plan.round, result.delta, weight, metrics)
 
 
-def margins(losses: Mapping[str, float]) -> dict[str, float]:
-    """Return the numbers derived from the losses of the four models: the privacy margin, where both parts are there.
+def margins(losses: Mapping[str, float], choices: Mapping[str, float | None] | None = None) -> dict[str, float]:
+    """Return what a device lacks, by loss and by answers: the privacy margins, where both their parts are there.
 
-    >>> margins({"emulator_tuned": 3.5, "plug_in": 3.25})
-    {'privacy_margin': 0.25}
+    Args:
+        losses: Of the tuned models, by name.
+        choices: Their shares of right answers, where the data has choices.
+
+    >>> margins({"emulator_tuned": 3.5, "plug_in": 3.25}, {"emulator_tuned": 0.5, "plug_in": 0.75})
+    {'privacy_margin': 0.25, 'privacy_margin_accuracy': 0.25}
     """
+    found = {}
     if "emulator_tuned" in losses and "plug_in" in losses:
-        return {"privacy_margin": losses["emulator_tuned"] - losses["plug_in"]}
-    return {}
+        found["privacy_margin"] = losses["emulator_tuned"] - losses["plug_in"]
+    right = choices or {}
+    emulated, plug_in = right.get("emulator_tuned"), right.get("plug_in")
+    if emulated is not None and plug_in is not None:
+        found["privacy_margin_accuracy"] = plug_in - emulated
+    return found

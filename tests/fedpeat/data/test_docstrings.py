@@ -58,6 +58,7 @@ def test_reads_each_docstring_once_cleaned_and_in_order(package):
         "tiny_library.inner.deep.outer.nested",
         "tiny_library.inner.deep.torch.abs",
     ]
+    assert [row["object"] for row in rows] == ["module", "class", "method", "function", "function"]
     assert [row["text"].split(".")[0] for row in rows] == ["Zero", "First", "Second", "Third", "Fourth"]
     assert rows[1]["text"].endswith("\n\nThen:\n    indented")
     assert {row["library"] for row in rows} == {"tiny_library"}

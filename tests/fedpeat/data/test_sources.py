@@ -80,6 +80,8 @@ def test_folders_globs_lists_and_the_file_as_a_field(read, tmp_path):
             "hamlet": "hamlet speaks",
             "lear": "lear speaks",
         }
+    task = {"answer_field": "file", "prompt_template": "{text}", "choices": "auto"}
+    assert sorted(read("text", str(folder), **task)["file"][:]) == ["hamlet", "lear"]
     spec = DataSpec.of(
         {"kind": "text", "path": [f"{folder}/lear.txt"], "server_path": f"{folder}/hamlet.txt", "block_size": 6}
     )
@@ -98,13 +100,17 @@ def test_hub_layout_in_a_local_folder(read, tmp_path):
 
 
 def test_docstrings_hold_out_modules(read, tmp_path, monkeypatch):
-    rows = [{"library": "a", "module": f"a.b{i}.c", "name": f"a.b{i}.c.f", "text": f"words {i}"} for i in range(5)]
+    rows = [
+        {"library": "a", "module": f"a.b{i}.c", "name": f"a.b{i}.c.f", "text": f"words\n{i}\n\nx\n\ny"}
+        for i in range(5)
+    ]
     asked = []
     monkeypatch.setattr(docstrings, "read_docstrings", lambda libraries, **_: asked.append(libraries) or rows)
     monkeypatch.setattr(docstrings, "held_out", lambda row: row["module"] == "a.b3.c")
     table = read("docstrings", None, libraries=["a"])
     assert asked == [("a",)]
     assert table["package"][:] == [f"a.b{i}" for i in range(5)]
+    assert table["summary"][:] == [f"words\n{i}" for i in range(5)]
     assert table["held_out"][:] == [False, False, False, True, False]
 
 
