@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.client.batches import batch_indices
 from fedpeat.data import open_rows
-from fedpeat.emulators import build_emulated, open_bundle
 from fedpeat.peft import attach
 
 Block = Callable[[Sequence[str], int], float]

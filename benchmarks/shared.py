@@ -13,7 +13,7 @@ from benchmarks.processes import fresh, memory
 from benchmarks.samples import Aim, Section
 from benchmarks.stage import Watch, run_folder, set_up, settings_of
 from fedpeat.client.app import app as client_app
-from fedpeat.models import load_tokenizer
+from fedpeat.models import load_tokenizer, locate_model
 from simulations import engines
 
 COLUMNS = ("workers hold", "process", "RSS MiB", "PSS MiB", "private MiB")
@@ -43,7 +43,7 @@ def write_model(folder: Path, width: int, blocks: int) -> float:
     """Write a random Llama with the embedded model's tokenizer; return MiB of a split 2 + 4 of the rest + 2."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = load_tokenizer("tiny_docs")
+    tokenizer = load_tokenizer(locate_model("tiny_docs"))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

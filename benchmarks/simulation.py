@@ -22,6 +22,7 @@ sys.path[:] = [_ROOT, *(entry for entry in sys.path if entry not in {_ROOT, str(
 
 SECTIONS = {
     "steps": "local training steps a second, beside a bare PyTorch loop",
+    "visits": "the same with one step a visit, beside the FlowerTune shape",
     "overhead": "framework time of a round with clients that do nothing",
     "population": "10,000 clients with 10 sampled, beside 100",
     "memory": "the driver's peak memory with 100 and 1,000 updates of 10 MB",

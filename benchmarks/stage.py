@@ -53,6 +53,7 @@ def settings_of(folder: Path, *overrides: str, clients: int, rows: int, per_roun
             f"clients.per_round={per_round or clients}",
             "evaluation.max_rows=8",
             "evaluate_every=1000000",
+            "evaluation.costs=false",
             f"cache={folder / 'cache'}",
             "client.device=cpu",
             *overrides,
@@ -94,6 +95,9 @@ class Watch:
         self.failures.append(failure)
 
     def message(self, text: str) -> None:
+        """See nothing."""
+
+    def working(self, text: str, share: float | None) -> None:
         """See nothing."""
 
     def round_finished(self, report: RoundReport) -> None:

@@ -16,8 +16,8 @@ from benchmarks.bare import Block, bare_loop
 from benchmarks.processes import Companion, fresh
 from benchmarks.samples import Aim, Sample, Section, paired
 from benchmarks.stage import Stage, Watch, run_folder, set_up, settings_of
+from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.client.app import app as client_app
-from fedpeat.emulators import build_emulated, open_bundle
 from simulations import engines
 
 WORKERS = 2
@@ -56,7 +56,6 @@ def measure(folder: Path, *, smoke: bool) -> Section:
     aims = [
         Aim("serial over the bare loop", serial["row"]["ratio"], at_least=0.97),
         Aim("ray with 2 workers over two bare loops", ray["row"]["ratio"], at_least=0.90),
-        Aim("ray over the FlowerTune shape (many times)", times, at_least=2.0),
     ]
     return Section("Local training steps a second, 1 torch thread a process", COLUMNS, rows, aims, facts)
 
