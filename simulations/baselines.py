@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from fedpeat.codecs import none
 from fedpeat.core import DevicePlan, Evaluation, GlobalState, RoundPlan, RoundReport, add
 from simulations.exchange import exchange
-from simulations.federation import Federation, Observer, put_into, strategy_for
+from simulations.federation import Federation, Observer, strategy_for
 from strategies import start
 from strategies.general import fed_avg
 
@@ -38,6 +38,10 @@ class Quietly:
     def message(self, text: str) -> None:
         """Pass it on."""
         self.observer.message(text)
+
+    def working(self, text: str, share: float | None) -> None:
+        """Pass it on."""
+        self.observer.working(text, share)
 
 
 def run_local_only(
@@ -69,17 +73,20 @@ def run_local_only(
     replies = exchange(grid, messages, window=federation.window, stop=stop)
     results: dict[str, Evaluation] = {}
     for update in strategy.updates(1, replies):
-        tuned = put_into(federation.full, GlobalState(add(federation.initial, update.delta)))
+        start_there = {name: federation.initial[name] for name in update.delta}  # not all, where a policy keeps some
+        tuned = federation.plug_in(GlobalState({**federation.initial, **add(start_there, update.delta)}))
         results[update.client] = federation.evaluator(tuned.model)
         observer.message(
             f"alone: {update.client} reaches plug-in perplexity {results[update.client].perplexity:.2f}"
             f" ({len(results)} of {len(devices)})"
         )
     count = max(len(results), 1)
+    choices = [result.choice_accuracy for result in results.values() if result.choice_accuracy is not None]
     mean = Evaluation(
         loss=sum(result.loss for result in results.values()) / count,
         accuracy=sum(result.accuracy for result in results.values()) / count,
         tokens=max((result.tokens for result in results.values()), default=0),
+        choice_accuracy=sum(choices) / count if choices else None,
     )
     return {"mean": mean.to_json(), "clients": {name: result.to_json() for name, result in results.items()}}
 
@@ -90,7 +97,10 @@ def whole_model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **settings,
         "model": model,
-        "emulator": {**settings["emulator"], "kept_blocks": 0},
-        "control": {**settings["control"], "kept_blocks": {}},
+        "emulator": {"_target_": "fedpeat.emulators.uniform", "kept_blocks": 0},
+        "client": {**settings["client"], "unfreeze": None},
+        "realign": {**settings["realign"], "every": None},
+        "control": {**settings["control"], "kept_blocks": {}, "emulators": {}, "emulator": {}, "memory_mib": {}},
         "evaluate_every": settings["rounds"],
+        "evaluation": {**settings["evaluation"], "costs": False},  # those of the run itself count
     }

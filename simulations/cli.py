@@ -1,4 +1,4 @@
-"""The command line: `fedpeat simulate`, `compare`, `report`, `pretrain`, and `fedpeat --version`."""
+"""The command line: `fedpeat simulate`, `compare`, `study`, `report`, `pretrain`, and `fedpeat --version`."""
 
 import os
 import sys
@@ -13,6 +13,7 @@ usage: fedpeat COMMAND [overrides]
 
   fedpeat simulate [group=option ...] [key=value ...]   run a federation on this machine or a Ray cluster
   fedpeat compare key=A,B [seeds=N] [key=value ...]     run variants with several seeds; say which is better
+  fedpeat study emulator selection=A,B kept=N,M ...     run ways to stand in for the middle; say which is worth it
   fedpeat report FOLDER                                 write a run's report anew, or compare the runs below
   fedpeat pretrain [key=value ...]                      make the embedded model anew, by its committed recipe
   fedpeat --version                                     print versions
@@ -30,7 +31,7 @@ QUIET = {
 }
 """Nothing calls out by itself. Read by Flower, Ray and others when they are imported, so set before."""
 
-COMMANDS = ("simulate", "compare", "report", "pretrain")
+COMMANDS = ("simulate", "compare", "study", "report", "pretrain")
 CONFIG_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 
@@ -59,6 +60,10 @@ def _dispatch(command: str, rest: list[str]) -> int:
         from simulations.compare.command import compare
 
         return compare(rest)
+    if command == "study":
+        from simulations.study.command import study
+
+        return study(rest)
     if command == "report":
         from simulations.compare.again import report
 

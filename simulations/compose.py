@@ -1,25 +1,32 @@
 """Settings to a `Federation`: everything is built once, here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedpeat.client import TrainingSpec, build_optimizer
+from fedpeat.bundles import Bundle, build_emulated
+from fedpeat.client import TrainingSpec
 from fedpeat.client.app import resolve_device
-from fedpeat.control import FixedControl
+from fedpeat.client.footprint import footprint
 from fedpeat.core import ConfigError, Evaluation, digest
-from fedpeat.data import POOLED, FederatedData, open_rows
-from fedpeat.emulators import Bundle, build_emulated, full_view, open_bundle, write_bundle
+from fedpeat.data import FederatedData, Rows
+from fedpeat.emulators import EmulatedModel, check_map_back, full_view
 from fedpeat.models import LoadedModel, Split, find_blocks, load_model, make_split, model_tensors
 from fedpeat.peft import Tuned, attach
-from fedpeat.server import Participant
 from simulations.building import built
 from simulations.conditions import attackers_of, check_recipe, codec_of, personal_of
-from simulations.evaluation import Evaluator, rows_at, spread
+from simulations.costs import Costs, costs_of, sizes_of
+from simulations.emulation import bundles_of, context_of, emulators_of, unfrozen_of, write_notes
+from simulations.evaluation import Evaluator, evaluator_of
+from simulations.extraction import check_extraction
 from simulations.federation import Federation, Observer
+from simulations.ladder import assigned
+from simulations.participation import check_prefix, control_of, participant_of, spec_of
+from simulations.realignment import realignment_of
+from simulations.unfreezing import Unfreezing, check_policy
 from simulations.zero_shot import cached_evaluation
 from strategies import Recipe
 
@@ -36,6 +43,7 @@ class Composed:
         split: Which blocks are adapter.
         bundles: Each emulator's bundle, by key.
         data: The partitioned data.
+        costs: What each emulator is and takes, by key.
     """
 
     federation: Federation
@@ -43,6 +51,7 @@ class Composed:
     split: Split
     bundles: Mapping[str, Bundle]
     data: FederatedData
+    costs: Costs
 
 
 def compose(
@@ -62,29 +71,39 @@ def compose(
         FedPeatError: Of the kind that fits, for settings that cannot be had.
     """
     check_counts(settings)
+    check_policy(settings)
+    check_extraction(settings, data)
     device = resolve_device(settings["client"]["device"])
     loaded = load_model_of(settings, device)
     split = make_split(find_blocks(loaded.model).count, **settings["model"]["split"])
     recipe: Recipe = built(settings["strategy"])
     control = control_of(settings, data, recipe)
     evaluation = settings["evaluation"]
-    held_out = open_rows(data.folder, "server", "test")
-    rows = rows_at(held_out, spread(len(held_out), evaluation["max_rows"]))
-    evaluator = Evaluator(rows, evaluation["batch_size"], evaluation["threads"], device)
+    evaluator = evaluator_of(evaluation, data, device)
 
-    bundles = bundles_of(settings, loaded, split, cache / "bundles")
+    context = context_of(settings, data, loaded, split, cache=cache / "emulators", tell=observer.working)
+    emulators = emulators_of(settings, loaded, split, context)
+    write_notes(emulators, split, folder)
+    bundles = bundles_of(loaded, split, emulators, cache / "bundles")
     views = {  # where nothing was left out, the emulated model is the full one, to the bit
-        key: build_emulated(bundle, device=device)
-        for key, bundle in bundles.items()
-        if len(bundle.sources) < split.count
+        key: build_emulated(bundle, device=device) for key, bundle in bundles.items() if not bundle.whole
     }
     observer.message(f"evaluating {loaded.name} before tuning")
-    on = {**evaluation, "device": device, "data": data.folder.name, "attention": settings["model"]["attention"]}
+    on = {key: evaluation[key] for key in ("batch_size", "threads", "max_rows", "normalise")}
+    on |= {"device": device, "data": data.folder.name, "attention": settings["model"]["attention"]}
     zero_shot = zero_shot_of(loaded, views, bundles, evaluator, on=on, cache=cache / "evaluations")
-    emulated = {key: attached(settings, view) for key, view in views.items()}
-    full = attached(settings, full_view(loaded, split))
+    sizes = sizes_of(loaded, split, views, bundles)
+    unfrozen = unfrozen_of(settings, views)
+    whole, policy = full_view(loaded, split), settings["client"]["unfreeze_policy"]
+    mapped = check_map_back(views["default"], whole, unfrozen) if unfrozen and policy == "map_back" else []
+    emulated = {key: attached(settings, view, unfrozen) for key, view in views.items()}
+    full = attached(settings, whole, mapped)
     check_recipe(settings, recipe, full.layout)
     spec = spec_of(settings, full)
+    check_prefix(spec, emulated.get("default", full))
+    models = {key: emulated.get(key, full) for key in bundles}
+    needs = needs_of(settings, models, evaluator.rows, spec)
+    control = replace(control, emulator_of=assigned(settings, control.clients, needs))
     job = {
         "seed": settings["seed"],
         "method": settings["peft"],
@@ -93,6 +112,8 @@ def compose(
         "device": settings["client"]["device"],
         "data": str(data.folder),
         "state_folder": str(folder / "clients"),
+        "unfreeze": settings["client"]["unfreeze"],
+        "unfreeze_blocks": settings["client"]["unfreeze_blocks"],
     }
     federation = Federation(
         recipe=recipe,
@@ -115,8 +136,13 @@ def compose(
         attacks=attackers_of(settings, control.clients),
         personal=personal_of(recipe, data, folder=str(folder / "clients"), max_rows=evaluation["max_rows"]),
         exactness=evaluation["exactness"],
+        realignment=realignment_of(settings, context, full, emulated),
+        unfreezing=unfreezing_of(policy, emulated["default"]) if unfrozen else Unfreezing(),
     )
-    return Composed(federation, loaded, split, bundles, data)
+    if evaluation["costs"]:
+        observer.message("measuring what a device needs")
+    costs = costs_of(sizes, federation, data, measure=evaluation["costs"])
+    return Composed(federation, loaded, split, bundles, data, costs)
 
 
 def zero_shot_of(
@@ -178,7 +204,19 @@ def load_model_of(settings: Settings, device: str) -> LoadedModel:
     )
 
 
-def attached(settings: Settings, view: Any) -> Tuned:
+def needs_of(settings: Settings, models: Mapping[str, Tuned], rows: Rows, spec: Mapping[str, Any]) -> dict[str, int]:
+    """Return the memory that a local step needs with each emulator, bytes; counted only where it decides anything."""
+    if not settings["control"]["memory_mib"]:
+        return dict.fromkeys(models, 0)
+    return {key: footprint(tuned, rows, TrainingSpec(**spec)).total for key, tuned in models.items()}
+
+
+def unfreezing_of(policy: str, emulated: Tuned) -> Unfreezing:
+    """Return the policy for the unfrozen tensors of an emulated model."""
+    return Unfreezing(policy, {name: emulated.initial[name] for name in emulated.layout.unfrozen})
+
+
+def attached(settings: Settings, view: EmulatedModel, unfreeze: Sequence[str] = ()) -> Tuned:
     """Return `view` with its PEFT parameters, the same whatever its depth."""
     return attach(
         view.model,
@@ -187,124 +225,5 @@ def attached(settings: Settings, view: Any) -> Tuned:
         sources=view.sources,
         adapter_positions=view.adapter_positions,
         seed=settings["seed"],
-    )
-
-
-def emulator_keys(settings: Settings) -> dict[str, int]:
-    """Return the kept blocks of each further emulator that single devices use, by its key."""
-    return {f"kept_{kept}": int(kept) for kept in sorted(set(settings["control"]["kept_blocks"].values()))}
-
-
-def bundles_of(settings: Settings, loaded: LoadedModel, split: Split, folder: Path) -> dict[str, Bundle]:
-    """Write (or find) the bundle of each emulator."""
-    builders = {"default": built(settings["emulator"])}
-    for key, kept in emulator_keys(settings).items():
-        builders[key] = built(settings["emulator"], kept_blocks=kept)
-    written = {
-        key: write_bundle(loaded, split=split, builder=builder, folder=folder) for key, builder in builders.items()
-    }
-    return {key: open_bundle(bundle.folder) for key, bundle in written.items()}
-
-
-def control_of(settings: Settings, data: FederatedData, recipe: Recipe) -> FixedControl:
-    """Return the controller.
-
-    Raises:
-        ConfigError: If ranks differ between devices and the recipe cannot mix them.
-    """
-    control, clients = settings["control"], settings["clients"]
-    ranks, peft = control["rank"], settings["peft"]
-    if ranks and (peft["kind"] != "lora" or not all(1 <= int(rank) <= peft["rank"] for rank in ranks.values())):
-        raise ConfigError(
-            f"control.rank={ranks} must be LoRA ranks from 1 to peft.rank",
-            f"peft={peft['kind']}, peft.rank={peft.get('rank')}",
-            "choose peft=lora and raise peft.rank to the largest rank of a device",
-        )
-    if control["rank"] and not recipe.mixes_ranks:
-        raise ConfigError(
-            f"control.rank={control['rank']} asks for different ranks",
-            f"strategy={recipe.name} adds tensors of one shape",
-            "choose a strategy that can mix ranks, or leave control.rank empty",
-        )
-    wanted = len(data.clients) if clients["per_round"] is None else clients["per_round"]
-    names: Sequence[str] = [POOLED] if clients["pool"] else [client.name for client in data.clients]
-    per_round = len(names) if clients["pool"] else wanted
-    return FixedControl(
-        clients=names,
-        per_round=per_round,
-        local_steps=settings["client"]["local_steps"] * (wanted if clients["pool"] else 1),
-        rounds=settings["rounds"],
-        seed=settings["seed"],
-        local_steps_of=control["local_steps"],
-        emulator_of={client: f"kept_{kept}" for client, kept in control["kept_blocks"].items()},
-        rank_of=control["rank"],
-    )
-
-
-SPEC = (
-    "optimizer",
-    "optimizer_options",
-    "learning_rate",
-    "batch_size",
-    "schedule",
-    "warmup_steps",
-    "clip_norm",
-    "accumulate",
-    "precision",
-    "optimizer_state",
-    "threads",
-    "compile",
-)
-
-
-def spec_of(settings: Settings, tuned: Tuned) -> dict[str, Any]:
-    """Return the keywords of a client's `TrainingSpec`, checked against the tensors it will train.
-
-    Raises:
-        ConfigError: If a value is out of range, or the optimiser cannot be built.
-    """
-    spec = {name: settings["client"][name] for name in SPEC}
-    checked = TrainingSpec(**spec)
-    build_optimizer(
-        tuned, name=checked.optimizer, options=checked.optimizer_options, learning_rate=checked.learning_rate
-    )
-    return spec
-
-
-def participant_of(
-    settings: Settings, data: FederatedData, recipe: Recipe, full: Tuned, emulated: Tuned
-) -> Participant | None:
-    """Return the server's own part in the tuning, or None.
-
-    Raises:
-        ConfigError: If `server.train` is unknown or the server has no data.
-    """
-    server = settings["server"]
-    mode = "off" if server["train"] in {False, None} else str(server["train"])
-    if mode == "off":
-        return None
-    if mode not in {"emulator", "full"}:
-        raise ConfigError(f"server.train={mode}", "no such way to take part", "choose off, emulator or full")
-    rows = open_rows(data.folder, "server", "train")
-    if len(rows) == 0:
-        raise ConfigError(
-            f"server.train={mode} needs data of the server's own", "it has none", "set data.server_share, e.g. 0.1"
-        )
-    own = {name: server[name] for name in ("learning_rate", "batch_size", "optimizer", "optimizer_options")}
-    spec = TrainingSpec(
-        **{
-            **spec_of(settings, full),
-            **{k: v for k, v in own.items() if v is not None},
-            "optimizer_state": "reset",
-            "threads": settings["evaluation"]["threads"],
-        }
-    )
-    return Participant(
-        tuned=full if mode == "full" else emulated,
-        rows=rows,
-        spec=spec,
-        steps=server["local_steps"] or settings["client"]["local_steps"],
-        weight=server["weight"],
-        weight_by=recipe.weight_by,
-        seed=settings["seed"],
+        unfreeze=unfreeze,
     )

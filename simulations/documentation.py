@@ -53,13 +53,17 @@ Source: `fedpeat/core/metrics.py`.
   holds loss, perplexity, accuracy and tokens by model, `clients` the numbers of each participant (`server` is the
   server's own training), `failures` who did not count and why. JSON knows no NaN: such a number is `null`.
 - `summary.json`: the run in one object. `metrics.<model>.{{loss,perplexity,accuracy}}` are the newest evaluation of
-  each model, after round `evaluated_round`; `bytes.{{down,up}}` and `seconds.*` are sums over all rounds,
-  `seconds.total` with set-up, `bytes.bundle` is the size of one bundle; `status` is `finished`, `interrupted` or
-  `failed`. `baselines.local_only` gives each client that tuned alone and the mean over them, `baselines.whole_model`
-  the whole model's tuning.
+  each model, after round `evaluated_round` (with `choice_accuracy`, where the data has choices); `bytes.{{down,up}}`
+  and `seconds.*` are sums over all rounds, `seconds.total` with set-up, `bytes.bundle` is the size of one bundle;
+  `status` is `finished`, `interrupted` or `failed`. `baselines.local_only` gives each client that tuned alone and the
+  mean over them, `baselines.whole_model` the whole model's tuning, `baselines.extraction` what one curious client made
+  of its bundle, in how many steps.
+  `emulator.*` is of the run's own emulator; where devices have several, `emulators.<key>.*` is of each.
+- `emulator.json`: what builders made and found out, by emulator: which block stands where, what was done to it, scores.
 - `report.html` and `figures/`: the same for people.
 - Trackers (`tracker=tensorboard|wandb|mlflow`) get the numbers of each round as `loss/<model>`, `perplexity/<model>`,
-  `accuracy/<model>`, `seconds/<part>`, `bytes/<down|up>`, `clients/<counted|failed>`, and the rest by the names above.
+  `accuracy/<model>`, `choice_accuracy/<model>`, `seconds/<part>`, `bytes/<down|up>`, `clients/<counted|failed>`, and
+  the rest by the names above.
 """
 
 

@@ -1,16 +1,16 @@
 """The server's evaluations on held-out rows: of one model for all, and of each client's own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fedpeat.client import Store
 from fedpeat.core import Evaluation
-from fedpeat.data import Rows
+from fedpeat.data import Choices, FederatedData, Rows, open_choices, open_rows
 from fedpeat.peft import Tuned
-from fedpeat.server import evaluate
+from fedpeat.server import check_normalise, choose, evaluate
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,47 @@ class Evaluator:
         batch_size: Rows a forward pass.
         threads: Torch threads.
         device: Where the models are.
+        choices: Held-out documents with every possible answer, where the data has such.
+        normalise: How answers of unequal length are compared: see `fedpeat.server.choose`.
     """
 
     rows: Rows
     batch_size: int
     threads: int
     device: str
+    choices: Choices | None = None
+    normalise: str = "none"
 
     def __call__(self, model: Any, rows: Rows | None = None) -> Evaluation:
-        """Return how well `model` predicts the held-out rows, or these."""
-        chosen = self.rows if rows is None else rows
-        return evaluate(model, chosen, batch_size=self.batch_size, threads=self.threads, device=self.device)
+        """Return how well `model` predicts the held-out rows and picks answers, or predicts these rows."""
+        how = {"batch_size": self.batch_size, "threads": self.threads, "device": self.device}
+        found = evaluate(model, self.rows if rows is None else rows, **how)
+        if self.choices is None or rows is not None:
+            return found
+        picked = choose(model, self.choices, normalise=self.normalise, **how)
+        return replace(found, choice_accuracy=picked.accuracy)
+
+
+def evaluator_of(evaluation: Mapping[str, Any], data: FederatedData, device: str) -> Evaluator:
+    """Return the evaluator of a run.
+
+    Args:
+        evaluation: The settings `evaluation.*`.
+        data: The partitioned data.
+        device: Where the models are.
+
+    Raises:
+        ConfigError: If answers cannot be compared as asked.
+    """
+    held_out, most = open_rows(data.folder, "server", "test"), evaluation["max_rows"]
+    return Evaluator(
+        rows=rows_at(held_out, spread(len(held_out), most)),
+        batch_size=evaluation["batch_size"],
+        threads=evaluation["threads"],
+        device=device,
+        choices=open_choices(data.folder, lambda count: spread(count, most)),
+        normalise=check_normalise(evaluation["normalise"]),
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +88,8 @@ class Personal:
         """
         shared, parts = full.read(), []
         for client, rows in self.rows.items():
-            full.write({**shared, **Store(self.folder, client).read("personal")})
+            kept = Store(self.folder, client).read("personal")
+            full.write({**shared, **{name: tensor for name, tensor in kept.items() if name in shared}})
             parts.append(evaluator(full.model, rows))
         full.write(shared)
         tokens = sum(part.tokens for part in parts)

@@ -7,7 +7,6 @@ from fedpeat.core import GlobalState
 from fedpeat.models import save_model
 from fedpeat.peft import export_adapter, merged_model
 from simulations.compose import Composed
-from simulations.federation import put_into
 
 
 def export(composed: Composed, state: GlobalState, folder: Path) -> dict[str, str]:
@@ -22,7 +21,7 @@ def export(composed: Composed, state: GlobalState, folder: Path) -> dict[str, st
     Raises:
         StorageError: If the disk is full.
     """
-    full = put_into(composed.federation.full, state)
+    full = composed.federation.plug_in(state)
     written: dict[str, str] = {}
     if export_adapter(full, folder / "adapter", composed.loaded.name):
         written["adapter"] = str(folder / "adapter")

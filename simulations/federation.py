@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from flwr.serverapp import Grid
 from fedpeat.codecs import Codec, none
 from fedpeat.control import FixedControl
 from fedpeat.core import (
+    EMULATOR,
     ClientFailure,
     ClientUpdate,
     DevicePlan,
@@ -23,12 +25,15 @@ from fedpeat.core import (
     RunState,
     Tensors,
     count_bytes,
+    with_prefix,
 )
 from fedpeat.peft import Tuned
 from fedpeat.server import History, Participant, write_checkpoint
 from simulations.evaluation import Evaluator, Personal
 from simulations.exchange import exchange
+from simulations.realignment import Realignment
 from simulations.round_report import Clock, report_before, report_of
+from simulations.unfreezing import Unfreezing
 from strategies import Recipe, start
 from strategies.flower import RecipeStrategy
 
@@ -58,6 +63,9 @@ class Observer(Protocol):
     def message(self, text: str) -> None:
         """See anything else."""
 
+    def working(self, text: str, share: float | None) -> None:
+        """See something long go on: what, and how much of it is done (0 to 1; None where that is not known)."""
+
 
 @dataclass(frozen=True)
 class Federation:
@@ -78,6 +86,8 @@ class Federation:
         attacks: What attackers do, by client name.
         personal: How each client's own model is scored, where the recipe has clients keep tensors.
         exactness: Whether to measure each step on LoRA against the mean of the clients' products.
+        unfreezing: What becomes of emulator tensors that train.
+        realignment: How the emulator is kept in step with the adapter; None for not at all.
         rounds: How many.
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
         min_replies: Fewest usable client updates of a round.
@@ -106,11 +116,18 @@ class Federation:
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     personal: Personal | None = None
     exactness: bool = False
+    unfreezing: Unfreezing = field(default_factory=Unfreezing)
+    realignment: Realignment | None = None
 
     @property
     def initial(self) -> Tensors:
         """The travelling tensors before round 1."""
-        return self.full.initial
+        return self.reference.initial
+
+    @property
+    def reference(self) -> Tuned:
+        """The model whose trainable tensors are those that travel."""
+        return self.emulated["default"] if self.unfreezing.start and self.emulated else self.full
 
     @property
     def payload_bytes(self) -> int:
@@ -133,14 +150,18 @@ class Federation:
 
     def evaluate(self, state: GlobalState) -> dict[str, Evaluation]:
         """Return evaluations of the plug-in model and of each emulated one, tuned to `state`."""
-        results = {"plug_in": self.evaluator(put_into(self.full, state).model)}
+        results = {"plug_in": self.evaluator(self.plug_in(state).model)}
         for key, tuned in self.emulated.items():
             name = "emulator_tuned" if key == "default" else f"emulator_tuned/{key}"
             results[name] = self.evaluator(put_into(tuned, state).model)
         results.setdefault("emulator_tuned", results["plug_in"])
         if self.personal is not None:
-            results["personal"] = self.personal(put_into(self.full, state), self.evaluator)
+            results["personal"] = self.personal(self.plug_in(state), self.evaluator)
         return results
+
+    def plug_in(self, state: GlobalState) -> Tuned:
+        """Return the full model, tuned to `state`."""
+        return self.unfreezing.plug_in(self.full, state)
 
     def method_at(self, rank: int | None) -> dict[str, Any]:
         """Return the PEFT method of a device of this rank: of the run's own scaling."""
@@ -152,7 +173,7 @@ class Federation:
 def put_into(tuned: Tuned, state: GlobalState) -> Tuned:
     """Return `tuned`, tuned to what a federation has learnt."""
     tuned.fold(state.folds)
-    tuned.write(state.tensors)
+    tuned.write({name: state.tensors[name] for name in tuned.names})
     return tuned
 
 
@@ -184,13 +205,13 @@ def strategy_for(
         }
 
     return RecipeStrategy(
-        federation.recipe,
+        federation.unfreezing.asked_of(federation.recipe),
         job=federation.job,
         node_of=lambda _: nodes[next(turn) % len(nodes)],
         job_of=job_of,
         server_update=federation.participant.train if server and federation.participant else None,
         codec=federation.codec,
-        layout=federation.full.layout,
+        layout=federation.reference.layout,
         population=len(federation.control.clients),
         seed=federation.seed,
         exactness=federation.exactness and not local,
@@ -260,7 +281,8 @@ def _rounds(
         clock = Clock()
         plan, control_state = federation.control.choose(report, state.control_state)
         observer.round_started(plan)
-        strategy.begin(plan, state.shared)
+        emulator = clock.run("evaluate", partial(_realigned, federation, plan, state))
+        strategy.begin(plan, state.shared, with_prefix(EMULATOR, emulator))
         clock.run("train", lambda plan=plan: train_round(federation, grid, strategy, plan, stop))
         clock.parts["wire"] += strategy.wire_seconds
         done = strategy.aggregation
@@ -272,6 +294,7 @@ def _rounds(
             shared=done.state,
             control_state=control_state,
             global_step=int(control_state["global_step"]),
+            emulator=emulator,
         )
         due = plan.round % federation.evaluate_every == 0 or plan.round == federation.rounds
         evaluations: dict[str, Evaluation] = {}
@@ -280,6 +303,15 @@ def _rounds(
             evaluations = {**federation.zero_shot, **now}
         report = report_of(plan, strategy, evaluations, clock)
         yield report, state
+
+
+def _realigned(federation: Federation, plan: RoundPlan, state: RunState) -> Tensors:
+    """Return what is changed of the emulator in a round, and change the server's own."""
+    if federation.realignment is None:
+        return {}
+    changes = federation.realignment(plan.round, state.shared, state.emulator)
+    federation.realignment.apply(changes)
+    return changes
 
 
 def train_round(

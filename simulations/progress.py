@@ -15,7 +15,7 @@ from rich.text import Text
 
 from fedpeat.core import ClientFailure, RoundPlan, RoundReport
 from simulations.report import in_words
-from simulations.report.wording import change, duration, number, printable, size
+from simulations.report.wording import change, duration, number, percent, printable, size
 
 QUIET_SECONDS = 10.0
 """Plain lines tell of single clients at most this often: a log is read, not watched."""
@@ -34,7 +34,7 @@ class Progress:
         self.clock = clock
         self.rounds: int | None = None
         self.also = self.round = self.done = self.participants = self.finished = self.failures = 0
-        self.latest = ""
+        self.latest = self.at_work = ""
         self.started = self.round_start = self.told = clock()
         self.round_seconds: list[float] = []
         self.zero_shot: float | None = None
@@ -103,8 +103,19 @@ class Progress:
         """Tell anything else, in one line."""
         self._line(printable(text, 500))
 
-    def run_finished(self, summary: Mapping[str, Any], folder: str | Path) -> None:
-        """Tell what came of the run and where it stands; the live display goes."""
+    def working(self, text: str, share: float | None) -> None:
+        """Tell of something long that is not a round: what, and how much of it is done (0 to 1, or None)."""
+        shown = printable(text, 200) + ("" if share is None else f" {100 * share:.0f} %")
+        done = share is not None and share >= 1
+        if self.live is not None:
+            self.latest = "" if done else self._fit(shown)
+        elif text != self.at_work or done or self.clock() - self.told >= QUIET_SECONDS:
+            self.told = self.clock()
+            self._line(shown)
+        self.at_work = "" if done else text
+
+    def run_finished(self, summary: Mapping[str, Any], folder: str | Path, *, report: bool = True) -> None:
+        """Tell what came of the run and where it stands (its report, if one was written); the live display goes."""
         self.__exit__(None, None, None)
         self.console.print()
         self.console.print(Text(self._fit(in_words(summary)), style="bold"), soft_wrap=not self.console.is_terminal)
@@ -112,7 +123,7 @@ class Progress:
         facts = f"{summary['status']} after {duration(seconds)}; {size(moved['down'])} down, {size(moved['up'])} up"
         self.console.print(Text(self._fit(facts)))
         # Never broken, so that a terminal can open it.
-        self.console.print(Text(self._fit(str(Path(folder) / "report.html"))), soft_wrap=True)
+        self.console.print(Text(self._fit(str(Path(folder) / "report.html" if report else folder))), soft_wrap=True)
 
     def _where(self) -> str:
         return (
@@ -203,6 +214,9 @@ def _sentence(report: RoundReport, zero_shot: float | None) -> str:
         parts.append(f"emulated {number(found['emulator_tuned'])}")
     if "full_zero_shot" in found and report.round == 0:
         parts.append(f"full zero-shot {number(found['full_zero_shot'])}")
+    answers = report.evaluations["plug_in"].choice_accuracy if "plug_in" in report.evaluations else None
+    if answers is not None:
+        parts.append(f"answers {percent(answers)} right")
     if "train_loss" in report.metrics:
         parts.append(f"loss {number(report.metrics['train_loss'])}")
     if report.failures:

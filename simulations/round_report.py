@@ -47,7 +47,7 @@ def report_before(federation: "Federation", state: GlobalState) -> RoundReport:
         bytes_down=0,
         bytes_up=0,
         seconds=clock.read(),
-        metrics=margins({name: result.loss for name, result in results.items()}),
+        metrics=margins_of(results),
     )
 
 
@@ -85,6 +85,12 @@ def report_of(
             "peak_gpu_mib": peak_gpu_mib(),
             "global_step": float(plan.start_step),
             **({} if done is None or done.error is None else {"aggregation_error": done.error}),
-            **margins({name: result.loss for name, result in evaluations.items()}),
+            **margins_of(evaluations),
         },
     )
+
+
+def margins_of(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Return the privacy margins by loss and by answers, where known."""
+    losses = {name: result.loss for name, result in evaluations.items()}
+    return margins(losses, {name: result.choice_accuracy for name, result in evaluations.items()})

@@ -32,9 +32,11 @@ from simulations.compose import Composed, compose
 from simulations.corpus import cache_folder, prepare_data
 from simulations.exchange import Interrupted
 from simulations.export import export
+from simulations.extraction import run_extraction
 from simulations.federation import run_rounds
 from simulations.progress import Progress
 from simulations.report import summarise, write_report
+from simulations.report.wording import percent
 from simulations.settings import settings_hash
 from simulations.trackers import Tracker, quietly
 
@@ -99,7 +101,7 @@ class _Run:
                 self.progress.message("interrupted: writing what there is")
             finally:
                 summary = self._finish()
-        self.progress.run_finished(summary, self.folder)
+        self.progress.run_finished(summary, self.folder, report=self.settings["report"])
         return summary
 
     def _check_folder(self) -> None:
@@ -148,6 +150,10 @@ class _Run:
         if wanted["whole_model"]:
             self.progress.message("baseline: the same federation on the whole model")
             self.baselines["whole_model"] = self._whole_model(grid, nodes).to_json()
+        if wanted["extraction"]:
+            self.progress.message("baseline: a curious client fine-tunes all that it holds")
+            found = run_extraction(self.settings, federation, composed.data, observer=self.progress)
+            self.baselines["extraction"] = found
 
     def _whole_model(self, grid: Grid, nodes: Sequence[int]) -> Evaluation:
         folder = self.folder / "baselines" / "whole_model"
@@ -170,6 +176,7 @@ class _Run:
             seconds_total=time.perf_counter() - self.started,
             peak_rss_mib=peak_rss_mib(),
             baselines=self.baselines,
+            emulators=self.composed.costs if self.composed else {},
         )
         if self.composed and self.state and self.settings["export"]:
             self.progress.message("exporting the plugged-in model")
@@ -187,7 +194,17 @@ def in_words_of(data: FederatedData) -> str:
     rows = sum(client.rows for client in data.clients)
     left_out = data.report["clients"]["too_small"] + data.report["clients"]["left_out"]
     also = f"; {left_out} left out (see clients.json and the report)" if left_out else ""
-    return f"{len(data.clients)} clients hold {rows} rows of {data.block_size} tokens{also}"
+    return f"{len(data.clients)} clients hold {rows} rows of {data.block_size} tokens{also}{_choices_of(data)}"
+
+
+def _choices_of(data: FederatedData) -> str:
+    """Return what there is to choose from, and how often the answer that is right most often is right."""
+    found = data.report.get("choices")
+    if found is None:
+        return ""
+    cut = f", {found['cut']} prompts cut" if found["cut"] else ""
+    often = f"always choosing the most frequent is {percent(found['most_frequent'])} right"
+    return f"; {found['documents']} held-out documents have {len(found['names'])} possible answers ({often}{cut})"
 
 
 class _Both:
@@ -200,6 +217,7 @@ class _Both:
         self.client_done = progress.client_done
         self.client_failed = progress.client_failed
         self.message = progress.message
+        self.working = progress.working
 
     def round_finished(self, report: RoundReport) -> None:
         """Tell both."""

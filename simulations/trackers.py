@@ -112,7 +112,7 @@ def scalars(report: RoundReport) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for model, result in report.evaluations.items():
-        found |= {f"{name}/{model}": getattr(result, name) for name in ("loss", "perplexity", "accuracy")}
+        found |= {f"{name}/{model}": value for name, value in result.to_json().items() if name != "tokens"}
     found |= {f"seconds/{part}": value for part, value in report.seconds.items()}
     found |= {"bytes/down": report.bytes_down, "bytes/up": report.bytes_up}
     found |= {"clients/counted": len(report.clients), "clients/failed": len(report.failures)}

@@ -39,6 +39,12 @@ def _read(path: Path) -> Evaluation | None:
         return None
     try:
         plain = read_json(path)["evaluation"]
-        return Evaluation(float(plain["loss"]), float(plain["accuracy"]), int(plain["tokens"]))
-    except (StorageError, KeyError, TypeError, ValueError):
+        choices = plain.get("choice_accuracy")
+        return Evaluation(
+            loss=float(plain["loss"]),
+            accuracy=float(plain["accuracy"]),
+            tokens=int(plain["tokens"]),
+            choice_accuracy=None if choices is None else float(choices),
+        )
+    except (StorageError, KeyError, TypeError, ValueError, AttributeError):
         return None

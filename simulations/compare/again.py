@@ -26,10 +26,10 @@ usage: fedpeat report FOLDER [baseline=VALUE] [metric=NAME] [target=NUMBER]
 
   fedpeat report outputs/2025-01-31/12-00-00     one run: its report.html and figures anew
   fedpeat report multirun/2025-01-31/12-00-00    all runs below: finds what varies between them, and compares
-  fedpeat report outputs/compare/...             what 'fedpeat compare' wrote, finished or not
+  fedpeat report outputs/compare/...             what 'fedpeat compare' or 'fedpeat study' wrote, finished or not
 
   baseline=VALUE   value of the first varying key that others are compared with; default: the usual one
-  metric=NAME      perplexity (the default), loss or accuracy of the plug-in model on held-out text
+  metric=NAME      perplexity (the default), loss or accuracy of the plug-in model on held-out text, or choice_accuracy
   target=NUMBER    value to reach, for rounds and bytes to it; default: the baseline's mean at the end
 """
 
@@ -79,6 +79,13 @@ def write_planned(
         ConfigError: If there is no such baseline.
     """
     plan = read_json(folder / PLAN)
+    if plan.get("kind") == "study":
+        from simulations.study.again import write_study
+
+        given = given or set()
+        return write_study(
+            folder, metric=request.metric if request and "metric" in given else None, given=given, console=console
+        )
     try:
         placed = [
             Placed(dict(cell["values"]), int(cell["seed"]), read_run(folder / CELLS / cell["name"]))

@@ -61,7 +61,7 @@ class Run:
             moved += report.bytes_down + report.bytes_up
             # Before the first round nobody has a model of their own yet.
             name = model if model in report.evaluations or report.round else "plug_in"
-            if name in report.evaluations:
+            if name in report.evaluations and getattr(report.evaluations[name], metric) is not None:
                 found.append(Point(report.round, moved, value_of(report.evaluations[name], metric)))
         return found
 
@@ -69,7 +69,10 @@ class Run:
         """Return a metric as it was at the end, NaN where training diverged; None where it was not evaluated."""
         if self.summary.get("evaluated_round") is None:
             return None
-        value = self.summary["metrics"][self.model][metric]
+        found = self.summary["metrics"][self.model]
+        if metric not in found:  # the data has no choices, or this model is not asked to choose
+            return None
+        value = found[metric]
         return math.nan if value is None else float(value)
 
     @property

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from rich.text import Text
 from fedpeat.core import EngineError, StorageError, write_json
 from simulations.compare.again import CELLS, PLAN, write_planned
 from simulations.compare.estimate import estimate
-from simulations.compare.grid import Cell, Grid, known_names, label_of, make_grid
+from simulations.compare.grid import Cell, Grid, known_names, make_grid
 from simulations.compare.outputs import encodable
 from simulations.compare.request import Request, read_request
+from simulations.compare.variants import Comparison
 from simulations.compare.watch import Watch, fit
 from simulations.compare.workers import RUN, Task, Workers, is_finished
 from simulations.report.wording import NOTHING, duration, size
@@ -37,7 +38,7 @@ Keys of its own:
 
   seeds=3          seeds of each variant: a number (0, 1, 2) or a list, seeds=[4,7]
   baseline=VALUE   value of the first swept key that others are compared with; default: its first
-  metric=NAME      perplexity (the default), loss or accuracy of the plug-in model on held-out text
+  metric=NAME      perplexity (the default), loss or accuracy of the plug-in model on held-out text, or choice_accuracy
   target=NUMBER    value to reach, for rounds and bytes to it; default: the baseline's mean at the end
   jobs=N           cells at once; default: cores / threads of a cell, and 1 with engine=ray or on a GPU
   folder=FOLDER    where everything goes; default: outputs/compare/<date>/<time>
@@ -50,7 +51,7 @@ Exit code: 0 all cells finished, 1 some failed (the rest is compared), 2 a mista
 
 @dataclass(frozen=True)
 class Work:
-    """A comparison that is ready to run."""
+    """A comparison, or a study, that is ready to run."""
 
     request: Request
     grid: Grid
@@ -64,7 +65,7 @@ class Work:
     @property
     def labels(self) -> dict[str, str]:
         """What each cell's variant is called, by the cell's name."""
-        return {cell.name: label_of(cell.values) for cell in self.grid.cells}
+        return {cell.name: cell.label for cell in self.grid.cells}
 
 
 def compare(arguments: Sequence[str], *, run: str = RUN, console: Console | None = None) -> int:
@@ -83,18 +84,36 @@ def compare(arguments: Sequence[str], *, run: str = RUN, console: Console | None
         return 0
     console = console or Console(highlight=False)
     work = prepared(arguments, run)
+    plan = {"baseline": work.grid.baseline, "target": work.request.target}
+    return carried_out(work, plan=plan, write=lambda folder: write_planned(folder, console=console), console=console)
+
+
+def carried_out(
+    work: Work, *, plan: Mapping[str, object], write: Callable[[Path], tuple[Comparison, Path]], console: Console
+) -> int:
+    """Run what is to do, or with --dry-run tell of it; return the exit code.
+
+    Args:
+        work: What there is to do.
+        plan: What `write` needs beside the runs and what every plan holds.
+        write: Writes the outputs of a folder, and returns what it found there.
+        console: Where to write.
+
+    Raises:
+        FedPeatError: For a folder that cannot be used; nothing has run then.
+    """
     if work.request.dry_run:
         _tell(work, console)
         return 0
     with _locked(work.folder) as lock:
-        write_json(work.folder / PLAN, encodable(_plan(work)))
+        write_json(work.folder / PLAN, encodable(_plan(work, plan)))
         interrupted = False
         try:
             _run(work, lock, console)
         except KeyboardInterrupt:
             console.print("interrupted: writing what there is; the same command with this folder=... goes on")
             interrupted = True
-        comparison, _ = write_planned(work.folder, console=console)
+        comparison, _ = write(work.folder)
     if interrupted:
         return INTERRUPTED
     return 0 if all(placed.run.status == "finished" for placed in comparison.runs) else FAILED
@@ -107,9 +126,13 @@ def prepared(arguments: Sequence[str], run: str = RUN) -> Work:
         ConfigError: For any mistake in an override.
     """
     request = read_request(arguments, known=known_names())
-    grid = make_grid(request)
-    folder = (request.folder or Path(time.strftime("outputs/compare/%Y-%m-%d/%H-%M-%S"))).absolute()
-    tasks = [Task(cell.name, cell.settings, place, cell.hash) for cell, place in _places(grid, folder)]
+    return work_of(request, make_grid(request), run=run, place="outputs/compare")
+
+
+def work_of(request: Request, grid: Grid, *, run: str, place: str) -> Work:
+    """Return what there is to do in a folder, by default a new one below `place`."""
+    folder = (request.folder or Path(time.strftime(f"{place}/%Y-%m-%d/%H-%M-%S"))).absolute()
+    tasks = [Task(cell.name, cell.settings, at, cell.hash, cell.shares) for cell, at in _places(grid, folder)]
     done = tuple(task for task in tasks if is_finished(task))
     todo = tuple(task for task in tasks if task not in done)
     threads = max(max(task.settings[part]["threads"] for part in ("client", "evaluation")) for task in tasks)
@@ -142,24 +165,20 @@ def default_jobs(tasks: Sequence[Task], threads: int) -> int:
     return max(1, cores // threads)
 
 
-def _plan(work: Work) -> dict[str, object]:
+def _plan(work: Work, also: Mapping[str, object]) -> dict[str, object]:
     """Return what the outputs need beside the runs, so that they can be written again."""
     places = {task.name: task.folder for task in (*work.todo, *work.done)}
-    return {
-        "title": work.folder.name,
-        "words": list(work.request.words),
-        "metric": work.request.metric,
-        "baseline": work.grid.baseline,
-        "target": work.request.target,
-        "cells": [
-            {"name": places[cell.name].name, "values": dict(cell.values), "seed": cell.seed} for cell in work.grid.cells
-        ],
-    }
+    cells = [
+        {"name": places[cell.name].name, "values": dict(cell.values), "seed": cell.seed, "label": cell.label}
+        for cell in work.grid.cells
+    ]
+    common = {"title": work.folder.name, "words": list(work.request.words), "metric": work.request.metric}
+    return {**common, **also, "cells": cells}
 
 
 def _run(work: Work, lock: int, console: Console) -> None:
     """Run what is to do; tell of each cell as it ends."""
-    labels = {cell.name: f"{label_of(cell.values)}, seed {cell.seed}" for cell in work.grid.cells}
+    labels = {cell.name: f"{cell.label}, seed {cell.seed}" for cell in work.grid.cells}
     with Watch(work.todo, labels=labels, metric=work.request.metric, console=console) as watch:
         watch.message(_in_words(work))
         if not work.todo:
@@ -226,7 +245,7 @@ def _locked(folder: Path) -> Iterator[int]:
             except BlockingIOError:
                 time.sleep(0.1)  # workers of a command that was killed end within a moment
         else:
-            raise EngineError(f"cannot use {folder}", "another comparison is running there", "wait for it to end")
+            raise EngineError(f"cannot use {folder}", "another command is running there", "wait for it to end")
         yield handle
     finally:
         os.close(handle)

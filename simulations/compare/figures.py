@@ -93,7 +93,7 @@ def curves(comparison: Comparison, *, over: str) -> Figure | None:
     most = max((curve[-1].bytes for several in points.values() for curve in several if curve), default=0)
     if not shown or (over == "bytes" and not most):
         return None
-    power = _power(most)
+    power = power_of(most)
     scale = 1 / 1024**power
 
     def place(point: Point) -> float:
@@ -101,7 +101,7 @@ def curves(comparison: Comparison, *, over: str) -> Figure | None:
 
     better = "lower is better" if comparison.lower_is_better else "higher is better"
     what = "rounds" if over == "rounds" else "traffic"
-    figure, axes = wide_axes(f"{comparison.metric.capitalize()} on held-out text over {what}", unit=better)
+    figure, axes = wide_axes(f"{comparison.metric_words.capitalize()} on held-out text over {what}", unit=better)
     if over == "bytes":
         free_places(axes, f"tensors moved so far, down and up, {UNITS[power]}")
     lines = {key: mean_line(several, place) for key, several in points.items()}
@@ -152,7 +152,8 @@ def _look_at_the_end(axes: Axes, comparison: Comparison, lines: Sequence[Sequenc
         axes.margins(y=0.08)
 
 
-def _power(amount: float) -> int:
+def power_of(amount: float) -> int:
+    """Return which of UNITS suits an amount of bytes."""
     return min(int(math.log2(amount) // 10), len(UNITS) - 1) if amount >= 1 else 0
 
 
@@ -167,9 +168,9 @@ def differences(comparison: Comparison) -> Figure | None:
     if not shown:
         return None
     better = "left of the line is better" if comparison.lower_is_better else "right of the line is better"
-    title = f"{comparison.metric.capitalize()}, difference to {printable(comparison.baseline_label, LABEL)}"
+    title = f"{comparison.metric_words.capitalize()}, difference to {printable(comparison.baseline_label, LABEL)}"
     figure, axes = wide_axes(title, unit=f"{better}; bars are 95 % intervals", rows=len(shown))
-    free_places(axes, f"difference in {comparison.metric}, paired over seeds")
+    free_places(axes, f"difference in {comparison.metric_words}, paired over seeds")
     ends = []
     for height, variant in enumerate(reversed(shown)):
         mean, half, _ = variant.difference or (0.0, 0.0, 0)
@@ -193,11 +194,11 @@ def pareto(comparison: Comparison) -> Figure | None:
     traffic = [variant.costs["down"] + variant.costs["up"] for variant, _ in shown]
     if len(shown) < 2 or not max(traffic):
         return None
-    power = _power(max(traffic))
+    power = power_of(max(traffic))
     places = [amount / 1024**power for amount in traffic]
     values = [result.mean for _, result in shown]
-    front = _front(places, values, lower=comparison.lower_is_better)
-    unit = f"{comparison.metric} at the end, {'lower' if comparison.lower_is_better else 'higher'} is better"
+    front = front_of(places, values, lower=comparison.lower_is_better)
+    unit = f"{comparison.metric_words} at the end, {'lower' if comparison.lower_is_better else 'higher'} is better"
     figure, axes = wide_axes("Quality against traffic", unit=unit)
     free_places(axes, f"tensors moved in a run, down and up, {UNITS[power]}")
     roles = {id(variant): role for variant, role, _ in named(comparison)}
@@ -221,10 +222,10 @@ def pareto(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _front(places: Sequence[float], values: Sequence[float], *, lower: bool) -> list[tuple[float, float]]:
+def front_of(places: Sequence[float], values: Sequence[float], *, lower: bool) -> list[tuple[float, float]]:
     """Return the points that no other one beats in both traffic and value, by traffic.
 
-    >>> _front([1, 2, 3, 2], [30, 25, 26, 27], lower=True)
+    >>> front_of([1, 2, 3, 2], [30, 25, 26, 27], lower=True)
     [(1, 30), (2, 25)]
     """
     front: list[tuple[float, float]] = []

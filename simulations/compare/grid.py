@@ -29,6 +29,8 @@ class Cell:
         seed: Its seed.
         settings: Plain and resolved.
         hash: Of what decides its result.
+        title: What its variant is called, if not as its values say.
+        shares: What it works out once with others (see `simulations.compare.workers.Task`).
     """
 
     name: str
@@ -36,6 +38,13 @@ class Cell:
     seed: int
     settings: Mapping[str, Any]
     hash: str
+    title: str = ""
+    shares: str = ""
+
+    @property
+    def label(self) -> str:
+        """What its variant is called."""
+        return self.title or label_of(self.values)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,8 @@ def _variant(request: Request, chosen: Mapping[str, str], compose: Callable[[Seq
         OmegaConf.update(config, "seed", seed)
         settings = {**to_settings(config), "export": False, "report": False}
         identity = settings_hash(settings)
-        cells.append(Cell(_folder_name(values, seed, identity), values, seed, settings, identity))
+        name = folder_name(label_of(values) if values else "", seed, identity)
+        cells.append(Cell(name, values, seed, settings, identity))
     return cells
 
 
@@ -156,12 +166,12 @@ def label_of(values: Mapping[str, str]) -> str:
     return ", ".join(parts) or "all runs"
 
 
-def _folder_name(values: Mapping[str, str], seed: int, identity: str) -> str:
+def folder_name(label: str, seed: int, identity: str) -> str:
     """Return a name that a person, a shell and any file system can live with.
 
-    >>> _folder_name({"strategy": "fed_avg", "peft.rank": "8"}, 0, "5f3a9c21d0")
+    >>> folder_name("fed_avg, rank 8", 0, "5f3a9c21d0")
     'fed_avg-rank_8-seed0-5f3a9c21'
     """
-    words = label_of(values).split(", ") if values else []
+    words = label.split(", ") if label else []
     readable = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_.") for word in words)[:NAME_LENGTH]
     return "-".join([*([readable] if readable else []), f"seed{seed}", identity[:8]])

@@ -1,4 +1,4 @@
-"""`comparison.html`: one page that needs no other file, no network and no script."""
+"""The page of a comparison or a study: one that needs no other file, no network and no script."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from simulations.compare.collect import Run
 from simulations.compare.differences import varying
-from simulations.compare.table import columns, failed_words, precise
+from simulations.compare.table import Told, failed_words, precise
 from simulations.compare.variants import Comparison, Placed
-from simulations.compare.words import in_words, status_of
+from simulations.compare.words import status_of
 from simulations.report import wording
 from simulations.report.html import ROWS
 
@@ -22,6 +22,7 @@ REPORT = HERE.parent / "report"
 
 def page(
     comparison: Comparison,
+    told: Told,
     pictures: Sequence[tuple[str, str, str]],
     *,
     folder: Path,
@@ -30,7 +31,8 @@ def page(
     """Return the page. Everything but our own drawings is escaped: names and settings come from users.
 
     Args:
-        comparison: What it tells.
+        comparison: The runs.
+        told: What is told of them.
         pictures: Name, `<svg>` and caption of each figure.
         folder: Where the page goes, for links to runs.
         palette: Colours on light and on dark, by role.
@@ -44,19 +46,19 @@ def page(
     )
     environment.filters.update({name: getattr(wording, name) for name in ("number", "count", "size", "printable")})
     environment.filters.update({"duration": wording.duration, "precise": precise})
-    shown = columns(comparison)
     status, words = status_of(comparison)
     runs = comparison.runs
     return environment.get_template("comparison.html.j2").render(
         comparison=comparison,
         title=comparison.title,
-        sentence=in_words(comparison),
+        stem=told.stem,
+        sentences=told.sentences,
         status=status,
         status_words=words,
-        columns=shown,
-        rows=[_row(variant, shown) for variant in comparison.variants],
+        columns=told.columns,
+        rows=[_row(row, told.columns) for row in told.rows],
         figures=[(name, Markup(svg), caption) for name, svg, caption in pictures],
-        failures=[(failed_words(values, seeds), reason) for values, seeds, reason in comparison.failures[:ROWS]],
+        failures=[(failed_words(label, seeds), reason) for label, seeds, reason in comparison.failures[:ROWS]],
         more_failed=len(comparison.failures[ROWS:]),
         runs=[_run(placed, comparison, folder) for placed in runs[:ROWS]],
         more_runs=len(runs[ROWS:]),
@@ -66,9 +68,8 @@ def page(
     )
 
 
-def _row(variant: Any, shown: Sequence[Any]) -> dict[str, Any]:
-    failed = variant.result is None
-    return {"verdict": variant.verdict, "failed": failed, "words": [column.words(variant) for column in shown]}
+def _row(row: Any, shown: Sequence[Any]) -> dict[str, Any]:
+    return {"verdict": row.verdict, "failed": row.result is None, "words": [column.words(row) for column in shown]}
 
 
 def _run(placed: Placed, comparison: Comparison, folder: Path) -> dict[str, Any]:

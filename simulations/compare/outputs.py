@@ -3,15 +3,16 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedpeat.core import write_json, write_text
 from simulations.compare.html import page
 from simulations.compare.statistics import Interval, Point, first_reaching
-from simulations.compare.table import Column, columns, failed_words
+from simulations.compare.table import Told, failed_words
 from simulations.compare.variants import Comparison, Placed, Variant
+from simulations.compare.words import told_of
 from simulations.report import printable
 
 FIGURES = "figures"
@@ -28,20 +29,31 @@ def write_outputs(comparison: Comparison, folder: Path) -> Path:
         StorageError: If the folder cannot be written.
     """
     from simulations.compare import figures  # matplotlib takes half a second to import
-    from simulations.report import style
 
-    drawn = figures.draw(comparison)
-    for name, figure in drawn.items():
-        style.write_png(figure, folder / FIGURES / f"{name}.png")
-    pictures = [
-        (name, style.to_svg(it, name=name), figures.caption(name, comparison, it)) for name, it in drawn.items()
-    ]
+    drawn = {name: (it, figures.caption(name, comparison, it)) for name, it in figures.draw(comparison).items()}
     write_text(folder / "comparison.csv", to_csv(comparison, folder))
     write_json(folder / "comparison.json", encodable(to_json(comparison, folder)))
-    write_text(folder / "comparison.md", _clean(to_markdown(comparison)))
-    write_text(folder / "comparison.tex", _clean(to_latex(comparison)))
-    path = folder / "comparison.html"
-    write_text(path, _clean(page(comparison, pictures, folder=folder, palette=style.PALETTE)))
+    return write_readable(comparison, told_of(comparison), drawn, folder)
+
+
+def write_readable(comparison: Comparison, told: Told, drawn: Mapping[str, tuple[Any, str]], folder: Path) -> Path:
+    """Write what people read: `<stem>.{html,md,tex}` and `figures/*.png`; return the page's path.
+
+    Args:
+        comparison: The runs.
+        told: What is told of them.
+        drawn: Figures with their captions, by name.
+        folder: Where everything goes.
+    """
+    from simulations.report import style
+
+    for name, (figure, _) in drawn.items():
+        style.write_png(figure, folder / FIGURES / f"{name}.png")
+    pictures = [(name, style.to_svg(figure, name=name), caption) for name, (figure, caption) in drawn.items()]
+    write_text(folder / f"{told.stem}.md", _clean(to_markdown(comparison, told)))
+    write_text(folder / f"{told.stem}.tex", _clean(to_latex(comparison, told)))
+    path = folder / f"{told.stem}.html"
+    write_text(path, _clean(page(comparison, told, pictures, folder=folder, palette=style.PALETTE)))
     return path
 
 
@@ -70,13 +82,13 @@ def row(placed: Placed, comparison: Comparison, target: float | None, folder: Pa
         curve = run.curve(comparison.metric)
         reached = first_reaching(curve, target, lower_is_better=comparison.lower_is_better)
     return {
-        "folder": _below(run.folder, folder),
+        "folder": below(run.folder, folder),
         **placed.values,
         "seed": placed.seed,
         "status": run.status,
         "reason": run.reason,
         "judged_by": run.model,
-        **{name: found.get(name) for name in ("loss", "perplexity", "accuracy")},
+        **{name: found.get(name) for name in ("loss", "perplexity", "accuracy", "choice_accuracy")},
         "zero_shot_perplexity": zero_shot.get("perplexity"),
         "privacy_margin": summary.get("privacy_margin"),
         "rounds_done": summary.get("rounds"),
@@ -94,7 +106,8 @@ def row(placed: Placed, comparison: Comparison, target: float | None, folder: Pa
     }
 
 
-def _below(path: Path, folder: Path) -> str:
+def below(path: Path, folder: Path) -> str:
+    """Return a path as seen from a folder; whole where it is not below it."""
     try:
         return path.absolute().relative_to(folder.absolute()).as_posix()
     except ValueError:
@@ -110,7 +123,11 @@ def rows(comparison: Comparison, folder: Path) -> list[dict[str, Any]]:
 
 def to_csv(comparison: Comparison, folder: Path) -> str:
     """Return a row a run. Text that a spreadsheet would take for a formula begins with an apostrophe."""
-    table = rows(comparison, folder)
+    return csv_of(rows(comparison, folder))
+
+
+def csv_of(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of equal keys as text."""
     names = list(table[0]) if table else []
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -153,8 +170,8 @@ def _variant(variant: Variant) -> dict[str, Any]:
         "model": variant.model,
         "seeds": sorted(variant.finals),
         "diverged": variant.diverged,
-        "result": _interval(variant.result),
-        "difference": _interval(variant.difference),
+        "result": plain_interval(variant.result),
+        "difference": plain_interval(variant.difference),
         "verdict": variant.verdict,
         "target": variant.target,
         "rounds_to_target": variant.rounds_to_target,
@@ -163,29 +180,31 @@ def _variant(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _interval(found: Interval | None) -> dict[str, Any] | None:
+def plain_interval(found: Interval | None) -> dict[str, Any] | None:
+    """Return an interval as JSON knows it."""
     return None if found is None else {"mean": found.mean, "half_width_95": found.half, "seeds": found.seeds}
 
 
-def to_markdown(comparison: Comparison) -> str:
+def to_markdown(comparison: Comparison, told: Told | None = None) -> str:
     """Return the table, a line for each failed run, and the notes."""
-    shown = columns(comparison)
+    told = told or told_of(comparison)
+    shown = told.columns
     lines = [f"# {_markdown(comparison.title)}", ""]
     lines.append("| " + " | ".join(_markdown(column.heading) for column in shown) + " |")
     lines.append("| " + " | ".join("---" if column.left else "---:" for column in shown) + " |")
-    lines += ["| " + " | ".join(map(_markdown, _words(variant, shown))) + " |" for variant in comparison.variants]
+    lines += ["| " + " | ".join(map(_markdown, words)) + " |" for words in _cells(told)]
     if comparison.failures:
         lines += ["", "Failed runs:", ""]
         lines += [
-            f"- {_markdown(failed_words(values, seeds))}: {_markdown(reason)}"
-            for values, seeds, reason in comparison.failures
+            f"- {_markdown(failed_words(label, seeds))}: {_markdown(reason)}"
+            for label, seeds, reason in comparison.failures
         ]
     lines += ["", *(f"{_markdown(note)}\n" for note in comparison.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _words(variant: Variant, shown: list[Column]) -> list[str]:
-    return [column.words(variant) for column in shown]
+def _cells(told: Told) -> list[list[str]]:
+    return [[column.words(row) for column in told.columns] for row in told.rows]
 
 
 def _markdown(text: str) -> str:
@@ -224,14 +243,15 @@ def _latex(text: str) -> str:
     return "".join(TEX.get(letter, letter) for letter in printable(text, LONG)) if text else ""
 
 
-def to_latex(comparison: Comparison) -> str:
+def to_latex(comparison: Comparison, told: Told | None = None) -> str:
     """Return a table for a paper; it needs the package booktabs."""
-    shown = columns(comparison)
+    told = told or told_of(comparison)
+    shown = told.columns
     escape: Callable[[str], str] = _latex
     kinds = "".join("l" if column.left else "r" for column in shown)
     lines = ["% \\usepackage{booktabs}", f"\\begin{{tabular}}{{{kinds}}}", "\\toprule"]
     lines.append(" & ".join(escape(column.heading) for column in shown) + r" \\")
     lines.append("\\midrule")
-    lines += [" & ".join(map(escape, _words(variant, shown))) + r" \\" for variant in comparison.variants]
+    lines += [" & ".join(map(escape, words)) + r" \\" for words in _cells(told)]
     lines += ["\\bottomrule", "\\end{tabular}"]
     return "\n".join([*lines, *(f"% {printable(note, LONG)}" for note in comparison.notes)]) + "\n"

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from fedpeat.core import ConfigError, nearest
 
-METRICS = {"perplexity": True, "loss": True, "accuracy": False}
+METRICS = {"perplexity": True, "loss": True, "accuracy": False, "choice_accuracy": False}
 """Metrics that variants can be compared by, and whether lower is better."""
 
 OWN_KEYS = ("seeds", "baseline", "target", "metric", "jobs", "folder")
@@ -63,7 +63,7 @@ def read_request(arguments: Sequence[str], *, known: Iterable[str], own: Sequenc
         if flag.startswith("-") and flag not in FLAGS:
             raise ConfigError(f"there is no flag {flag}", "", nearest(flag, FLAGS[:2]))
     typed = {key: text for key, text in (_parts(word) for word in words) if key in own}
-    parsed = [_parse(word) for word in words if _parts(word)[0] not in own]
+    parsed = [parse_word(word) for word in words if _parts(word)[0] not in own]
     _refuse_twice([_parts(word)[0] for word in words])
     _check_names(parsed, known=known, own=own)
     seed = next((item for item in parsed if item.key_or_group == "seed"), None)
@@ -73,7 +73,7 @@ def read_request(arguments: Sequence[str], *, known: Iterable[str], own: Sequenc
     return Request(
         overrides=overrides,
         seeds=_seeds(typed.get("seeds"), seed),
-        baseline=shown(_parse(f"baseline={typed['baseline']}").value()) if typed.get("baseline") else None,
+        baseline=shown(parse_word(f"baseline={typed['baseline']}").value()) if typed.get("baseline") else None,
         target=_number(typed, "target", float),
         metric=_metric(typed.get("metric", "perplexity")),
         jobs=_number(typed, "jobs", int),
@@ -88,7 +88,12 @@ def _parts(word: str) -> tuple[str, str]:
     return key.strip(), text.strip()
 
 
-def _parse(word: str) -> Override:
+def parse_word(word: str) -> Override:
+    """Return an override as Hydra reads it.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
@@ -111,7 +116,7 @@ def _check_names(parsed: Sequence[Override], *, known: Iterable[str], own: Seque
     for item in parsed:
         name = item.key_or_group
         if name.split(".")[0] == "hydra":
-            raise ConfigError(f"{name} cannot be set here", "fedpeat compare runs cells itself", "use folder=FOLDER")
+            raise ConfigError(f"{name} cannot be set here", "this command runs cells itself", "use folder=FOLDER")
         adds = item.is_add() or item.is_force_add() or item.is_delete()
         if not {".", "/"} & set(name) and name not in known and not adds:
             raise ConfigError(f"{item.input_line}", "no such key or group", nearest(name, {*known, *own}))
@@ -121,10 +126,10 @@ def _seeds(text: str | None, seed: Override | None) -> tuple[int, ...]:
     """Return the seeds of `seeds=3`, `seeds=[4,7]`, `seeds=4,7`, or a run's own `seed=...`."""
     if text is None and seed is None:
         return DEFAULT_SEEDS
-    item = seed or _parse(f"seeds={text}")
+    item = seed or parse_word(f"seeds={text}")
     found: Any = item.value()
     if item.is_sweep_override():
-        found = [_parse(f"seed={value}").value() for value in values_of(item, ())]
+        found = [parse_word(f"seed={value}").value() for value in values_of(item, ())]
     elif _is_whole(found):
         found = list(range(found)) if seed is None else [found]
     if not isinstance(found, list) or not found or not all(_is_whole(value) and value >= 0 for value in found):

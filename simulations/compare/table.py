@@ -1,11 +1,10 @@
 """The table of a comparison in words: the same for a terminal, a page, Markdown and LaTeX."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median_high
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from simulations.compare.grid import label_of
 from simulations.compare.statistics import Interval
 from simulations.compare.variants import Comparison, Variant
 from simulations.report.wording import NOTHING, duration, number, printable, size
@@ -14,11 +13,27 @@ MINUS = "\u2212"
 
 
 class Column(NamedTuple):
-    """A column: its heading, and the words of a variant; `left` for text."""
+    """A column: its heading, and the words of a row, such as a variant; `left` for text."""
 
     heading: str
-    words: Callable[[Variant], str]
+    words: Callable[[Any], str]
     left: bool = False
+
+
+class Told(NamedTuple):
+    """What all outputs tell in the same words.
+
+    Attributes:
+        stem: The name of the files, without their endings.
+        sentences: What came out, the most important first.
+        columns: Of the table.
+        rows: What the columns take: each with a `verdict` and a `result`, which is None where it has none.
+    """
+
+    stem: str
+    sentences: Sequence[str]
+    columns: Sequence[Column]
+    rows: Sequence[Any]
 
 
 def columns(comparison: Comparison) -> list[Column]:
@@ -28,7 +43,7 @@ def columns(comparison: Comparison) -> list[Column]:
         found.append(Column("runs", lambda variant: variant.label, left=True))
     results = [variant.result for variant in comparison.variants if variant.result]
     places = common_places(results)
-    found.append(Column(comparison.metric, lambda variant: result_words(variant, places)))
+    found.append(Column(comparison.metric_words, lambda variant: result_words(variant, places)))
     if comparison.baseline and len(comparison.variants) > 1:
         changes = common_places([variant.difference for variant in comparison.variants if variant.difference])
         heading = f"vs. {printable(comparison.baseline_label, 60)}"
@@ -122,15 +137,15 @@ def failed_visits_words(variant: Variant) -> str:
     return NOTHING if math.isnan(count) else f"{round(count, 2):g}"
 
 
-def failed_words(values: Mapping[str, str], seeds: Sequence[int]) -> str:
+def failed_words(label: str, seeds: Sequence[int]) -> str:
     """Return which runs failed.
 
-    >>> failed_words({"strategy": "flora"}, [0, 2])
+    >>> failed_words("flora", [0, 2])
     'flora, seeds 0 and 2'
     """
     many = "seeds" if len(seeds) > 1 else "seed"
     listed = " and ".join([", ".join(map(str, seeds[:-1])), str(seeds[-1])] if len(seeds) > 1 else map(str, seeds))
-    return f"{printable(label_of(values), 80)}, {many} {listed}"
+    return f"{printable(label, 80)}, {many} {listed}"
 
 
 def error_words(value: float) -> str:

@@ -104,19 +104,24 @@ class Comparison:
         return METRICS[self.metric]
 
     @property
+    def metric_words(self) -> str:
+        """The metric as a person reads it."""
+        return self.metric.replace("_", " ")
+
+    @property
     def baseline_label(self) -> str:
         """What the baseline's value is called."""
         return label_of({self.keys[0]: self.baseline}) if self.keys else ""
 
     @property
-    def failures(self) -> list[tuple[Mapping[str, str], list[int], str]]:
-        """Failed runs: values, the seeds that failed alike, and the reason."""
-        found: dict[tuple[str, str], tuple[Mapping[str, str], list[int], str]] = {}
-        for placed in self.runs:
-            if placed.run.status == "failed":
-                one = (placed.values, [], placed.run.reason)
-                found.setdefault((label_of(placed.values), placed.run.reason), one)[1].append(placed.seed)
-        return list(found.values())
+    def failures(self) -> list[tuple[str, list[int], str]]:
+        """Failed runs: what their variant is called, the seeds that failed alike, and the reason."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for variant in self.variants:
+            for placed in variant.placed:
+                if placed.run.status == "failed":
+                    found.setdefault((variant.label, placed.run.reason), []).append(placed.seed)
+        return [(label, seeds, reason) for (label, reason), seeds in found.items()]
 
     @property
     def runs(self) -> list[Placed]:

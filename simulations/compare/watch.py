@@ -12,9 +12,9 @@ from rich.text import Text
 
 from simulations import progress
 from simulations.compare.collect import read_run, rounds_done
-from simulations.compare.table import Column, columns, failed_words, precise
+from simulations.compare.table import Told, failed_words, precise
 from simulations.compare.variants import Comparison
-from simulations.compare.words import in_words, status_of
+from simulations.compare.words import status_of, told_of
 from simulations.compare.workers import Outcome, Task
 from simulations.report.wording import duration, printable, size
 
@@ -105,43 +105,51 @@ class Watch:
         return ", ".join([*parts, duration(outcome.seconds)])
 
 
-def show(comparison: Comparison, *, console: Console | None = None) -> None:
-    """Print the table, the failures, and what they say."""
+def show(
+    comparison: Comparison,
+    *,
+    console: Console | None = None,
+    told: Told | None = None,
+    spare: Sequence[str] = SPARE,
+) -> None:
+    """Print the table, the failures, and what they say; a narrow terminal does without the `spare` columns."""
     console = console or Console(highlight=False)
-    shown = columns(comparison)
+    told = told or told_of(comparison)
     if console.is_terminal:
-        for name in SPARE:
-            if _width(console, comparison, shown) <= console.width:
+        for name in spare:
+            if _width(console, told) <= console.width:
                 break
-            shown = [column for column in shown if column.left or not f"{column.heading} ".startswith(f"{name} ")]
+            left = [column for column in told.columns if column.left or not f"{column.heading} ".startswith(f"{name} ")]
+            told = told._replace(columns=left)
     else:
-        console.width = max(console.width, _width(console, comparison, shown))  # nobody's screen: no line is broken
+        console.width = max(console.width, _width(console, told))  # nobody's screen: no line is broken
     console.print()
-    console.print(_table(comparison, shown, console))
-    for values, seeds, reason in comparison.failures:
-        line = f"failed: {failed_words(values, seeds)}: {printable(reason, 300)}"
+    console.print(_table(told, console))
+    for label, seeds, reason in comparison.failures:
+        line = f"failed: {failed_words(label, seeds)}: {printable(reason, 300)}"
         console.print(Text(fit(line, console), style="yellow"), soft_wrap=True)
     for note in comparison.notes:
         console.print(Text(fit(note, console), style="dim"), soft_wrap=not console.is_terminal)
-    console.print(Text(fit(in_words(comparison), console), style="bold"), soft_wrap=not console.is_terminal)
+    for sentence in told.sentences:
+        console.print(Text(fit(sentence, console), style="bold"), soft_wrap=not console.is_terminal)
     console.print(Text(status_of(comparison)[1]))
 
 
-def _width(console: Console, comparison: Comparison, shown: Sequence[Column]) -> int:
+def _width(console: Console, told: Told) -> int:
     wide = console.options.update(width=10_000)
-    return Measurement.get(console, wide, _table(comparison, shown, console)).maximum
+    return Measurement.get(console, wide, _table(told, console)).maximum
 
 
-def _table(comparison: Comparison, shown: Sequence[Column], console: Console) -> Table:
+def _table(told: Told, console: Console) -> Table:
     table = Table(header_style="bold", pad_edge=False)
-    for column in shown:
+    for column in told.columns:
         table.add_column(
             Text(fit(column.heading, console)), justify="left" if column.left else "right", overflow="fold"
         )
     styles = {"better": "green", "worse": "red"}
-    for variant in comparison.variants:
-        words = [Text(fit(column.words(variant), console)) for column in shown]
-        table.add_row(*words, style=styles.get(variant.verdict, "" if variant.result else "dim"))
+    for row in told.rows:
+        words = [Text(fit(column.words(row), console)) for column in told.columns]
+        table.add_row(*words, style=styles.get(row.verdict, "" if row.result else "dim"))
     return table
 
 

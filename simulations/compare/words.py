@@ -1,9 +1,14 @@
 """What a comparison says, in a sentence or two."""
 
-from simulations.compare.table import with_error
+from simulations.compare.table import Told, columns, with_error
 from simulations.compare.variants import Comparison, Variant
 from simulations.report import printable
 from simulations.report.wording import change
+
+
+def told_of(comparison: Comparison) -> Told:
+    """Return what all outputs of a comparison tell."""
+    return Told("comparison", [in_words(comparison)], columns(comparison), comparison.variants)
 
 
 def in_words(comparison: Comparison) -> str:
@@ -14,8 +19,8 @@ def in_words(comparison: Comparison) -> str:
     best = ranked[0]
     if len(ranked) == 1:
         only = "Only " if len(comparison.variants) > 1 else ""
-        return f"{only}{printable(best.label)} reached {comparison.metric} {_result(best)}{_seeds(best)}."
-    first = f"{printable(best.label)} is best: {comparison.metric} {_result(best)}{_seeds(best)}."
+        return f"{only}{printable(best.label)} reached {comparison.metric_words} {_result(best)}{_seeds(best)}."
+    first = f"{printable(best.label)} is best: {comparison.metric_words} {_result(best)}{_seeds(best)}."
     return f"{first} {_against(best, ranked)}"
 
 

@@ -34,12 +34,17 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Task:
-    """A cell to run: its settings, its folder (emptied before), and its hash."""
+    """A cell to run: its settings, its folder (emptied before), and its hash.
+
+    `shares` names what it works out once with others, in a cache: of tasks with the same name, one runs alone until one
+    has finished. Empty for nothing of that kind.
+    """
 
     name: str
     settings: Mapping[str, Any]
     folder: Path
     hash: str
+    shares: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ class Workers:
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
         self.running: dict[str, Task] = {}
-        self._todo: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._todo: list[Task] = []
+        self._made: set[str] = set()
+        self._turn = threading.Condition()
         self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._workers: set[_Worker] = set()
@@ -107,7 +114,9 @@ class Workers:
         """Interrupt the cells that run, if any, wait a little, then kill."""
         if error is None:
             self._wait(self.grace_seconds)
-        self._stop.set()
+        with self._turn:
+            self._stop.set()
+            self._turn.notify_all()
         try:
             self._signal(signal.SIGINT)
             self._wait(self.grace_seconds)
@@ -122,8 +131,7 @@ class Workers:
 
     def outcomes(self, tasks: Sequence[Task]) -> Iterator[Outcome | None]:
         """Run all tasks; yield how each ended, in that order, and None at least every half second."""
-        for task in tasks:
-            self._todo.put(task)
+        self._todo += tasks
         for _ in range(min(self.jobs, len(tasks))):
             thread = threading.Thread(target=self._serve, daemon=True)
             self._threads.append(thread)
@@ -142,24 +150,40 @@ class Workers:
         """Take one task after the other to a worker; a dead worker is replaced by a new one."""
         worker: _Worker | None = None
         try:
-            while not self._stop.is_set():
-                task = self._todo.get_nowait()
+            while (task := self._next()) is not None:
                 if worker is None:
                     worker = _Worker(self.run, self.environment, self.inherited)
                     self._workers.add(worker)
-                self.running[task.name] = task
                 outcome = _attempt(worker, task, self._stop)
                 if worker.process.poll() is not None:
                     self._workers.discard(worker)
                     worker = None
-                del self.running[task.name]
-                self._done.put(outcome)
-        except queue.Empty:
-            pass
+                self._ended(outcome)
         finally:
             if worker is not None:
                 worker.dismiss()
                 self._workers.discard(worker)
+
+    def _next(self) -> Task | None:
+        """Return the first task that may run now, and wait for one if need be; None when there is nothing left."""
+        with self._turn:
+            while self._todo and not self._stop.is_set():
+                working = {task.shares for task in self.running.values()} - self._made
+                task = next((task for task in self._todo if not task.shares or task.shares not in working), None)
+                if task is not None:
+                    self._todo.remove(task)
+                    self.running[task.name] = task
+                    return task
+                self._turn.wait()
+        return None
+
+    def _ended(self, outcome: Outcome) -> None:
+        with self._turn:
+            del self.running[outcome.task.name]
+            if outcome.status == "finished":
+                self._made.add(outcome.task.shares)
+            self._turn.notify_all()
+        self._done.put(outcome)
 
     def _signal(self, number: int) -> None:
         for process in [worker.process for worker in list(self._workers)]:

@@ -21,6 +21,7 @@ NAMES = {
     "emulator_zero_shot": "emulator, zero-shot",
     "local_only": "clients alone",
     "whole_model": "whole model tuned",
+    "extraction": "curious client",
 }
 NAMED_CLIENTS = 8
 
@@ -30,6 +31,7 @@ def draw(reports: Sequence[RoundReport], summary: Mapping[str, Any]) -> dict[str
     with house_style():
         figures = {
             "learning_curves": learning_curves(reports, summary),
+            "right_answers": right_answers(reports, summary),
             "privacy_margin": privacy_margin(reports),
             "client_loss": client_loss(reports),
             "bytes": bytes_moved(reports, summary),
@@ -40,15 +42,28 @@ def draw(reports: Sequence[RoundReport], summary: Mapping[str, Any]) -> dict[str
 
 def learning_curves(reports: Sequence[RoundReport], summary: Mapping[str, Any]) -> Figure | None:
     """Draw perplexity over rounds: plug-in and emulated models as curves, zero-shots and baselines as levels."""
-    curves = {name: _perplexity(reports, name) for name in _tuned_models(reports)}
+    return _curves(reports, summary, "perplexity", title="Perplexity on held-out text", unit="lower is better")
+
+
+def right_answers(reports: Sequence[RoundReport], summary: Mapping[str, Any]) -> Figure | None:
+    """Draw the share of right answers over rounds, likewise, where the data has choices."""
+    title = "Right answers to held-out documents"
+    return _curves(reports, summary, "choice_accuracy", title=title, unit="share, 0 to 1; higher is better")
+
+
+def _curves(
+    reports: Sequence[RoundReport], summary: Mapping[str, Any], metric: str, *, title: str, unit: str
+) -> Figure | None:
+    curves = {name: _points(reports, name, metric) for name in _tuned_models(reports)}
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
         return None
-    levels = {name: summary["metrics"][name]["perplexity"] for name in ("full_zero_shot", "emulator_zero_shot")}
-    levels["local_only"] = summary["baselines"].get("local_only", {}).get("mean", {}).get("perplexity")
-    levels["whole_model"] = summary["baselines"].get("whole_model", {}).get("perplexity")
+    levels = {name: summary["metrics"][name].get(metric) for name in ("full_zero_shot", "emulator_zero_shot")}
+    levels["local_only"] = summary["baselines"].get("local_only", {}).get("mean", {}).get(metric)
+    for name in ("whole_model", "extraction"):
+        levels[name] = summary["baselines"].get(name, {}).get(metric)
     levels = {name: level for name, level in levels.items() if level is not None and finite([(0, level)])}
-    figure, axes = new_axes("Perplexity on held-out text", unit="lower is better", wide=True)
+    figure, axes = new_axes(title, unit=unit, wide=True)
     ends = [(level, f"{NAMES[name]} {number(level)}", name) for name, level in levels.items()]
     for name, level in levels.items():
         axes.axhline(level, color=colour(name), linestyle=DASHES[name], linewidth=1.2)
@@ -59,7 +74,8 @@ def learning_curves(reports: Sequence[RoundReport], summary: Mapping[str, Any]) 
         axes.plot(rounds, values, color=colour(model), linestyle=DASHES[model], linewidth=width, **markers(len(points)))
         label = f"emulated ({printable(key, 8)})" if key else NAMES[model]
         ends.append((values[-1], f"{label} {number(values[-1])}", model))
-    scale_for(axes, [value for points in curves.values() for _, value in points] + list(levels.values()))
+    if metric == "perplexity":
+        scale_for(axes, [value for points in curves.values() for _, value in points] + list(levels.values()))
     axes.margins(x=0.02, y=0.08)
     name_ends(axes, ends)
     return figure
@@ -70,8 +86,9 @@ def _tuned_models(reports: Sequence[RoundReport]) -> list[str]:
     return sorted(name for name in found if name.partition("/")[0] in ("plug_in", "emulator_tuned", "personal"))
 
 
-def _perplexity(reports: Sequence[RoundReport], model: str) -> list[tuple[int, float]]:
-    return finite([(each.round, each.evaluations[model].perplexity) for each in reports if model in each.evaluations])
+def _points(reports: Sequence[RoundReport], model: str, metric: str) -> list[tuple[int, float]]:
+    found = [(each.round, getattr(each.evaluations[model], metric)) for each in reports if model in each.evaluations]
+    return finite([(place, value) for place, value in found if value is not None])
 
 
 def privacy_margin(reports: Sequence[RoundReport]) -> Figure | None:

@@ -9,19 +9,27 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from fedpeat.core import RoundReport, write_text
+from fedpeat.core import RoundReport, StorageError, read_json, write_text
 from simulations.report import wording
+from simulations.report.holdings import holdings
 from simulations.report.summary import in_words
 
 PAGE = "report.html"
 FIGURES = "figures"
 DATA_PLOT = "clients.png"
+EMULATORS = "emulator.json"
 ROWS = 300
 """Longest table on the page; `metrics.jsonl` holds everything."""
 
 SUMS = {"train_tokens": "tokens", "bytes_down": "down", "bytes_up": "up", "train_seconds": "seconds"}
 """Metrics that are added up over a client's visits, and their columns."""
 
+DIFFERENCES = (
+    ("privacy_margin", "privacy margin", "nats per token, up is better"),
+    ("extraction_margin", "extraction margin", "nats per token, up is better"),
+    ("transfer_gap", "transfer gap", "nats per token, down is better"),
+    ("zero_shot_ratio", "zero-shot ratio", "emulator's perplexity over the full model's"),
+)
 CARDS = (
     ("plug_in", "Plug-in", "the owner's full model with the tuned adapter"),
     ("personal", "Personal", "each client's own model on its own text: only a simulation can score it"),
@@ -29,8 +37,13 @@ CARDS = (
     ("full_zero_shot", "Full, zero-shot", "the owner's full model before tuning"),
     ("emulator_zero_shot", "Emulator, zero-shot", "what a device receives"),
 )
+WIDE = ("learning_curves", "right_answers", "emulator")
+"""Figures as wide as the page, by the start of their names."""
 CAPTIONS = {
+    "emulator": "The dropped blocks never leave the full model's owner; devices hold the others.",
+    "distillation": "The emulator's own training on the server, before round 1.",
     "learning_curves": "Every model is scored on the same held-out text. Dashed levels do not change during the run.",
+    "right_answers": "Each model picks the likeliest of the possible answers to the same held-out documents.",
     "privacy_margin": "Above zero, the full model stays worth more than what devices hold.",
     "client_loss": "Loss in local training, each client on its own data.",
     "bytes": "Tensor payload, exact, without framing.",
@@ -49,7 +62,8 @@ def write_report(
 ) -> Path:
     """Write `report.html` and `figures/*.png` into a run's folder; works after an interruption too.
 
-    A plot of the clients' data that is there already (`figures/clients.png`) comes onto the page.
+    A plot of the clients' data that is there already (`figures/clients.png`) comes onto the page, and so does what the
+    emulators' builders made and found out (`emulator.json`).
 
     Args:
         folder: The run's folder.
@@ -65,10 +79,10 @@ def write_report(
     Raises:
         StorageError: If the folder cannot be written.
     """
-    from simulations.report import figures, style  # matplotlib takes half a second to import
+    from simulations.report import emulator_figures, figures, style  # matplotlib takes half a second to import
 
     folder = Path(folder)
-    drawn = figures.draw(reports, summary)
+    drawn = figures.draw(reports, summary) | emulator_figures.draw_emulators(_emulators(folder / EMULATORS))
     for name, figure in drawn.items():
         style.write_png(figure, folder / FIGURES / f"{name}.png")
     page = _render(
@@ -101,7 +115,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("number", "count", "size", "duration", "printable")
+    names = ("number", "count", "percent", "size", "duration", "printable")
     environment.filters.update({name: getattr(wording, name) for name in names})
     failures = [failure for report in reports for failure in report.failures]
     page = environment.get_template("template.html.j2").render(
@@ -113,15 +127,22 @@ def _render(
             if name in summary["metrics"]
         ],
         facts=_facts(summary),
-        figures=[(name, Markup(svg), CAPTIONS[name]) for name, svg in drawings.items()],
+        holdings=holdings(summary),
+        figures=[(name, Markup(svg), _caption(name), name.startswith(WIDE)) for name, svg in drawings.items()],
         clients=clients[:ROWS],
         more_clients=len(clients[ROWS:]),
         failures=failures[:ROWS],
         more_failures=len(failures[ROWS:]),
         rounds=_round_rows(reports)[-ROWS:],
+        answers=any(row["answers"] is not None for row in _round_rows(reports)),
         **more,
     )
     return page.encode("utf-8", "replace").decode()
+
+
+def _caption(name: str) -> str:
+    """Return what is said under a figure; those of further emulators are named by their key as well."""
+    return CAPTIONS[name] if name in CAPTIONS else CAPTIONS[name.partition("_")[0]]
 
 
 def client_rows(reports: Sequence[RoundReport], clients: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
@@ -157,6 +178,7 @@ def _round_rows(reports: Sequence[RoundReport]) -> list[dict[str, Any]]:
             "round": report.round,
             "plug_in": _perplexity(report, "plug_in"),
             "emulator_tuned": _perplexity(report, "emulator_tuned"),
+            "answers": report.evaluations["plug_in"].choice_accuracy if "plug_in" in report.evaluations else None,
             "train_loss": report.metrics.get("train_loss"),
             "clients": len(report.clients),
             "failures": len(report.failures),
@@ -172,20 +194,30 @@ def _perplexity(report: RoundReport, model: str) -> float | None:
     return report.evaluations[model].perplexity if model in report.evaluations else None
 
 
+def _compared(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the facts that set the plug-in beside what else there is."""
+    found = {name: summary.get(name) for name in ("privacy_margin", "extraction_margin", "transfer_gap")}
+    found["zero_shot_ratio"] = summary["emulator"].get("zero_shot_ratio")
+    facts = [(name, wording.number(found[key]), said) for key, name, said in DIFFERENCES if found[key] is not None]
+    if "privacy_margin_accuracy" in summary:
+        points = wording.number(100 * summary["privacy_margin_accuracy"])
+        facts.append(("privacy margin, answers", points, "points of right answers, up is better"))
+    baselines = summary["baselines"]
+    if "extraction" in baselines:
+        one = baselines["extraction"]
+        remark = f"perplexity; {wording.printable(one['client'], 24)}, {one['steps']} steps on all it holds"
+        facts.append(("curious client", wording.number(one["perplexity"]), remark))
+    if "local_only" in baselines:
+        remark = f"perplexity, mean of {len(baselines['local_only']['clients'])} clients"
+        facts.append(("clients alone", wording.number(baselines["local_only"]["mean"]["perplexity"]), remark))
+    if "whole_model" in baselines:
+        facts.append(("whole model tuned", wording.number(baselines["whole_model"]["perplexity"]), "perplexity"))
+    return facts
+
+
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return what stands under the cards: a name, a value, a remark."""
-    facts = []
-    if "privacy_margin" in summary:
-        facts.append(("privacy margin", wording.number(summary["privacy_margin"]), "nats per token, up is better"))
-    if "transfer_gap" in summary:
-        facts.append(("transfer gap", wording.number(summary["transfer_gap"]), "nats per token, down is better"))
-    local = summary["baselines"].get("local_only")
-    if local:
-        remark = f"perplexity, mean of {len(local['clients'])} clients"
-        facts.append(("clients alone", wording.number(local["mean"]["perplexity"]), remark))
-    whole = summary["baselines"].get("whole_model")
-    if whole:
-        facts.append(("whole model tuned", wording.number(whole["perplexity"]), "perplexity"))
+    facts = _compared(summary)
     seconds, moved = summary["seconds"], summary["bytes"]
     split = ", ".join(f"{part} {wording.duration(seconds[part])}" for part in ("train", "evaluate") if seconds[part])
     facts += [
@@ -206,6 +238,15 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if summary[key]:
             facts.append((name, wording.size(summary[key] * 2**20), remark))
     return facts
+
+
+def _emulators(path: Path) -> Mapping[str, Any]:
+    """Return what is kept of the emulators; nothing where that is missing, or not what it should be."""
+    try:
+        plain = read_json(path)
+    except StorageError:
+        return {}
+    return plain if isinstance(plain, dict) else {}
 
 
 def _data_uri(path: Path) -> str:

@@ -36,6 +36,7 @@ PALETTE = {
     "local_only": ("#00855f", "#3cc79a"),
     "whole_model": ("#a8528a", "#e093c4"),
     "personal": ("#5b5fc7", "#a3a6f0"),
+    "extraction": ("#b3263e", "#f07f91"),
 }
 DASHES = {
     "plug_in": "solid",
@@ -45,6 +46,7 @@ DASHES = {
     "local_only": (0, (6, 2, 1, 2)),
     "whole_model": (0, (6, 2, 1, 2, 1, 2)),
     "personal": (0, (3, 1.5)),
+    "extraction": (0, (2, 1.5)),
 }
 SIZE_INCHES = (5.9, 3.2)
 WIDE_INCHES = (9.8, 4.2)

@@ -6,14 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from fedpeat.core import RoundReport
-from simulations.report.wording import change, number
+from fedpeat.server import margins
+from simulations.report.wording import change, number, percent
 
 MODELS = ("full_zero_shot", "emulator_zero_shot", "emulator_tuned", "plug_in")
 SECONDS = ("total", "train", "evaluate", "wire", "overhead")
 STATUSES = ("finished", "interrupted", "failed")
+BASELINES = {
+    "local_only": "Clients tuning alone reach",
+    "whole_model": "Tuning the whole model directly reaches",
+    "extraction": "An honest-but-curious client that fine-tunes all it holds reaches",
+}
 
 
-def summarise(
+def summarise(  # noqa: PLR0913
     reports: Sequence[RoundReport],
     *,
     config_hash: str,
@@ -24,6 +30,7 @@ def summarise(
     seconds_total: float | None = None,
     peak_rss_mib: float = 0.0,
     baselines: Mapping[str, Any] | None = None,
+    emulators: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the run in numbers, as `summary.json` holds them; works for any number of reports, none too.
 
@@ -37,16 +44,19 @@ def summarise(
         seconds_total: Wall time of the run with its set-up, s; what the rounds don't account for is overhead.
         peak_rss_mib: The driver's own peak, MiB; the largest of it and the reports' is given.
         baselines: What to compare with, on the same held-out text: `local_only` with `mean` and `clients` (by name),
-            and `whole_model`, each with loss, perplexity and accuracy; either may be missing.
+            `whole_model` and `extraction`, each with loss, perplexity and accuracy; any may be missing.
+        emulators: What each emulator is and takes, by key, as `simulations.costs.costs_of` gives it.
 
     Returns:
         Nested dictionaries of plain values. All four `metrics` are always there, with None where a model was not
-        evaluated; `privacy_margin` and `transfer_gap` only where they are known.
+        evaluated; `privacy_margin`, `transfer_gap` and `extraction_margin` only where they are known, `emulators` only
+        where there are several.
     """
     rounds = max((report.round for report in reports), default=0)
     metrics = _last_metrics(reports)
     tokens = _total(reports, "train_tokens")
     seconds = _seconds(reports, seconds_total)
+    emulators = {key: dict(costs) for key, costs in (emulators or {}).items()}
     summary: dict[str, Any] = {
         "status": status,
         "rounds": rounds,
@@ -54,6 +64,7 @@ def summarise(
         "evaluated_round": max((report.round for report in reports if report.evaluations), default=None),
         "metrics": metrics,
         "baselines": dict(baselines or {}),
+        "emulator": emulators.get("default", {}),
         "bytes": {
             "down": sum(report.bytes_down for report in reports),
             "up": sum(report.bytes_up for report in reports),
@@ -70,7 +81,8 @@ def summarise(
         "config_hash": config_hash,
         "versions": dict(versions),
     }
-    return summary | _differences(reports, summary)
+    also = {"emulators": emulators} if len(emulators) > 1 else {}
+    return summary | also | _differences(reports, summary)
 
 
 def _last_metrics(reports: Iterable[RoundReport]) -> dict[str, dict[str, float | None]]:
@@ -104,15 +116,20 @@ def _seconds(reports: Iterable[RoundReport], total: float | None) -> dict[str, f
 
 
 def _differences(reports: Sequence[RoundReport], summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return privacy margin (of the newest round with both its parts) and transfer gap, where known."""
+    """Return privacy margin (of the newest round with both its parts) and the distances to baselines, where known."""
     differences = {}
     for report in reports:
         found = report.evaluations
         if "emulator_tuned" in found and "plug_in" in found:
-            differences["privacy_margin"] = found["emulator_tuned"].loss - found["plug_in"].loss
-    plug_in, whole = summary["metrics"]["plug_in"]["loss"], summary["baselines"].get("whole_model")
-    if plug_in is not None and whole is not None:
-        differences["transfer_gap"] = plug_in - whole["loss"]
+            losses = {name: result.loss for name, result in found.items()}
+            choices = {name: result.choice_accuracy for name, result in found.items()}
+            differences.update(margins(losses, choices))
+    plug_in = summary["metrics"]["plug_in"]["loss"]
+    loss = {name: found.get("loss") for name, found in summary["baselines"].items()}
+    if plug_in is not None and loss.get("whole_model") is not None:
+        differences["transfer_gap"] = plug_in - loss["whole_model"]
+    if plug_in is not None and loss.get("extraction") is not None:
+        differences["extraction_margin"] = loss["extraction"] - plug_in
     return differences
 
 
@@ -130,19 +147,20 @@ holds, reaches 30.0 (the plug-in is 3.0 % below).
     perplexity = {name: result["perplexity"] for name, result in summary["metrics"].items()}
     baselines = summary["baselines"]
     perplexity["local_only"] = baselines.get("local_only", {}).get("mean", {}).get("perplexity")
-    perplexity["whole_model"] = baselines.get("whole_model", {}).get("perplexity")
+    for name in ("whole_model", "extraction"):
+        perplexity[name] = baselines.get(name, {}).get("perplexity")
     plug_in = perplexity["plug_in"]
     if plug_in is None:
         return "The plug-in model was not evaluated in this run."
     if not math.isfinite(plug_in):
         return "The plug-in loss is not finite: training diverged. Lower client.learning_rate."
-    return " ".join(_sentences(plug_in, perplexity, trained=summary["rounds"] > 0))
+    trained = summary["rounds"] > 0
+    return " ".join([*_sentences(plug_in, perplexity, trained=trained), *_answers(summary, trained=trained)])
 
 
 def _sentences(plug_in: float, perplexity: Mapping[str, float | None], *, trained: bool) -> Iterable[str]:
     full, tuned = perplexity["full_zero_shot"], perplexity["emulator_tuned"]
     personal = perplexity.get("personal")
-    local, whole = perplexity["local_only"], perplexity["whole_model"]
     if not trained:
         yield f"No round was trained: perplexity {number(plug_in)} is that before tuning."
     elif _known(full):
@@ -160,9 +178,33 @@ def _sentences(plug_in: float, perplexity: Mapping[str, float | None], *, traine
             f"Each client's own model, with the tensors it keeps, reaches {number(personal)} on its own text (only a"
             " simulation can score that: nobody else holds both)."
         )
-    for name, value in (("Clients tuning alone reach", local), ("Tuning the whole model directly reaches", whole)):
+    for name, reaches in BASELINES.items():
+        value = perplexity.get(name)
         if _known(value):
-            yield f"{name} {number(value)}" + (f" (the plug-in is {change(plug_in, value)})." if trained else ".")
+            yield f"{reaches} {number(value)}" + (f" (the plug-in is {change(plug_in, value)})." if trained else ".")
+
+
+def _answers(summary: Mapping[str, Any], *, trained: bool) -> Iterable[str]:
+    """Say how often models pick the right answer, where the data has choices."""
+    right = {name: found.get("choice_accuracy") for name, found in summary["metrics"].items()}
+    for name, found in summary["baselines"].items():
+        right[name] = found.get("mean", found).get("choice_accuracy")
+    if right["plug_in"] is None:
+        return
+    if not trained:
+        yield f"It gets {percent(right['plug_in'])} of the answers right."
+        return
+    named = {
+        "full_zero_shot": "the full model before tuning",
+        "emulator_tuned": "the emulated one",
+        "local_only": "clients alone",
+        "whole_model": "the whole model tuned",
+        "extraction": "the curious client",
+    }
+    others = [f"{label} {percent(right[name])}" for name, label in named.items() if right.get(name) is not None]
+    yield f"The plug-in gets {percent(right['plug_in'])} of the answers right" + (
+        f" ({', '.join(others)})." if others else "."
+    )
 
 
 def _known(value: float | None) -> TypeGuard[float]:

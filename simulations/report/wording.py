@@ -55,6 +55,15 @@ def count(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
+def percent(share: float | None) -> str:
+    """Return a share of 1 in percent.
+
+    >>> [percent(share) for share in (0.614, 1.0, None)]
+    ['61 %', '100 %', '—']
+    """
+    return NOTHING if share is None or not math.isfinite(share) else f"{100 * share:.0f} %"
+
+
 def size(amount: float | None) -> str:
     """Return an amount of bytes in binary units.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedpeat.core import EngineError
+from fedpeat.core import ConfigError, EngineError
 
 ALL = ("ann", "bob", "eve")
 
@@ -147,3 +147,16 @@ def test_clients_that_come_too_late_count_as_failed(run, tmp_path, read_json):
         run("round.timeout_seconds=1e-9", folder=tmp_path / "late")
     assert "timeout" in caught.value.found
     assert read_json(tmp_path / "late" / "summary.json")["status"] == "failed"
+
+
+def test_a_ladder_by_memory(run):
+    """A device that is too small for the run's emulator gets the largest that fits, and trains on it."""
+    ladder = ("rounds=1", "emulator.kept_blocks=4", "control.emulators={small: {kept_blocks: 1}}")
+    roomy = run(*ladder, "control.memory_mib={ann: 1000}")
+    tight = run(*ladder, "control.memory_mib={ann: 0.5}")
+    by_name = run(*ladder, "control.emulator={ann: small}")
+    assert tight.digest == by_name.digest != roomy.digest
+    assert tight.of("ann", "train_loss_first") == by_name.of("ann", "train_loss_first")
+    assert tight.of("bob", "train_loss_first") == roomy.of("bob", "train_loss_first")
+    with pytest.raises(ConfigError, match=r"client 'ann' has 0.001 MiB .* the smallest emulator, 'small', needs"):
+        run(*ladder, "control.memory_mib={ann: 0.001}")

@@ -168,4 +168,4 @@ def test_errors_of_ours_come_out_of_builders_as_they_are():
         built({"_target_": "fedpeat.codecs.top_k", "share": 2})
     with pytest.raises(ConfigError, match=r"cannot build fedpeat\.codecs\.top_k"):
         built({"_target_": "fedpeat.codecs.top_k", "shaer": 0.5})
-    assert built({"_target_": "fedpeat.codecs.top_k", "share": 0.5}, share=0.25).description["share"] == 0.25
+    assert built({"_target_": "fedpeat.codecs.top_k", "share": 0.25}).description["share"] == 0.25

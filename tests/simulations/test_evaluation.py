@@ -1,16 +1,19 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeat.client import Store
-from fedpeat.core import DataError, digest
-from fedpeat.data import Rows
+from fedpeat.core import ConfigError, DataError, digest
+from fedpeat.data import Choices, Rows, open_rows, prepare
 from fedpeat.emulators import full_view
 from fedpeat.models import make_split
 from fedpeat.peft import attach
-from fedpeat.server import evaluate
-from simulations.evaluation import Evaluator, Personal, rows_at, spread
+from fedpeat.server import choose, evaluate
+from simulations.evaluation import Evaluator, Personal, evaluator_of, rows_at, spread
+from tests.fedpeat.data.corpus import make_tokenizer, write_jsonl
 
 
 @pytest.fixture
@@ -35,6 +38,36 @@ def test_an_evaluator_scores_its_own_rows_or_those_given(tuned, make_ids):
     for rows, found in ((own, scored(tuned.model)), (other, scored(tuned.model, Rows(other, other)))):
         assert found == evaluate(tuned.model, Rows(rows, rows), batch_size=2, threads=1)
         assert found.tokens == len(rows) * 11
+
+
+def test_an_evaluator_lets_models_choose_where_there_are_choices(tuned, make_ids):
+    ids = make_ids(6, 12)
+    rows = Rows(ids, ids.masked_fill(torch.arange(12) < 8, -100))
+    choices = Choices(rows, torch.tensor([0, 1]), ("a", "b", "c"))
+    scored = dataclasses.replace(evaluator(Rows(ids, ids)), choices=choices)
+    found = scored(tuned.model)
+    assert found.choice_accuracy == choose(tuned.model, choices, batch_size=2, threads=1).accuracy
+    assert dataclasses.replace(found, choice_accuracy=None) == evaluator(Rows(ids, ids))(tuned.model)
+    assert scored(tuned.model, rows).choice_accuracy is None  # a client's own rows are no documents with choices
+
+
+def test_the_evaluator_of_a_run_takes_even_distances_of_rows_and_documents(tmp_path):
+    text = [{"ask": f"d{i}", "say": f"d{500 + i % 2}", "who": "ab"[i % 2]} for i in range(40)]
+    source = {"kind": "jsonl", "path": str(write_jsonl(tmp_path / "rows.jsonl", text)), "block_size": 5}
+    source |= {"prompt_field": "ask", "prompt_template": "{prompt} ", "answer_field": "say", "client_field": "who"}
+    how = {"tokenizer": make_tokenizer(), "tokenizer_id": "words", "clients_count": None, "seed": 0}
+    settings = {"batch_size": 2, "threads": 1, "max_rows": 4, "normalise": "tokens"}
+    for more in ({}, {"choices": "auto"}):
+        data = prepare({**source, "test_share": 0.5, **more}, **how, cache_folder=tmp_path)
+        made = evaluator_of(settings, data, "cpu")
+        test = open_rows(data.folder, "server", "test")
+        assert torch.equal(made.rows.input_ids, test.input_ids[spread(len(test), 4)])
+        assert (made.normalise, made.choices is None) == ("tokens", not more)
+    assert len(made.choices) == 4
+    assert torch.equal(made.choices.rows.input_ids[torch.arange(4) * 2 + made.choices.right], made.rows.input_ids)
+    assert len(evaluator_of({**settings, "max_rows": None}, data, "cpu").choices) == len(test)
+    with pytest.raises(ConfigError, match="did you mean 'tokens'"):
+        evaluator_of({**settings, "normalise": "token"}, data, "cpu")
 
 
 def test_each_client_is_scored_by_its_own_model_and_by_the_tokens_it_has(tuned, make_ids, tmp_path):

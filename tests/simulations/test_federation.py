@@ -85,6 +85,8 @@ class Silent:
 
     def round_finished(self, report): ...
 
+    def working(self, text, share): ...
+
     def message(self, text):
         self.messages.append(text)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import re
 
@@ -76,6 +77,14 @@ def test_plain_lines_one_an_event(make_reports):
     assert lines[10] == "runs/a/report.html"
     assert len(lines) == 11
     assert "\x1b" not in written(console)
+
+
+def test_right_answers_are_told(make_reports):
+    console, report = plain(), make_reports(1)[1]
+    found = {name: dataclasses.replace(one, choice_accuracy=0.614) for name, one in report.evaluations.items()}
+    with Progress(console=console, clock=Clock()) as progress:
+        progress.round_finished(dataclasses.replace(report, evaluations=found))
+    assert "  answers 61 % right  " in written(console)
 
 
 def summarise_(reports):

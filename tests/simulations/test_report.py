@@ -85,6 +85,41 @@ def test_summary_has_the_promised_names(make_reports):
     assert summary["baselines"]["local_only"] == ALONE
 
 
+def test_right_answers_are_told_wherever_there_are_any(make_reports, tmp_path):
+    shares = {"full_zero_shot": 0.25, "emulator_tuned": 0.5, "plug_in": 0.625}
+    reports = [
+        dataclasses.replace(
+            report,
+            evaluations={
+                name: dataclasses.replace(found, choice_accuracy=shares.get(name))
+                for name, found in report.evaluations.items()
+            },
+        )
+        for report in make_reports(2)
+    ]
+    alone = {**ALONE, "mean": {**ALONE["mean"], "choice_accuracy": 0.375}}
+    summary = summary_of(reports, baselines={"local_only": alone, "whole_model": WHOLE})
+    assert summary["metrics"]["plug_in"]["choice_accuracy"] == 0.625
+    assert "choice_accuracy" not in summary["metrics"]["emulator_zero_shot"]
+    assert summary["privacy_margin_accuracy"] == 0.125
+    assert in_words(summary).endswith(
+        "The plug-in gets 62 % of the answers right (the full model before tuning 25 %, the emulated one 50 %, clients"
+        " alone 38 %)."
+    )
+    assert in_words(summary_of(reports[:1])).endswith("It gets 62 % of the answers right.")
+    page = report_page(tmp_path / "with", reports, summary=summary)
+    assert page.count("answers 62 % right") == 1
+    assert page.count("<td>62 %</td>") == 3
+    assert "points of right answers" in page
+    assert "Each model picks the likeliest" in page
+    assert "right_answers" in draw(reports, summary)
+    assert "right_answers" not in draw(make_reports(2), summary_of(make_reports(2)))
+    plain = report_page(tmp_path / "without", make_reports(2))
+    assert "right" not in plain.split("</style>")[1].split("<details>")[0].split("<figure")[0]
+    assert "right answers" not in plain
+    assert "answers" not in in_words(summary_of(make_reports(2)))
+
+
 def test_summary_adds_up(make_reports):
     failures = {2: [("sympy", "timeout", "late"), ("ray", "error", "broken")], 3: [("ray", "error", "broken")]}
     reports = make_reports(5, failures=failures)

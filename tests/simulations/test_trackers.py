@@ -195,6 +195,8 @@ def test_scalars_are_finite_floats():
         "update_norm": 1.0,
     }  # fmt: skip
     assert all(isinstance(value, float) for value in found.values())
+    report = dataclasses.replace(report, evaluations={"plug_in": Evaluation(1.0, 0.5, 1, 0.25)})
+    assert trackers.scalars(report)["choice_accuracy/plug_in"] == 0.25
 
 
 class Broken:

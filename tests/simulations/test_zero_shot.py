@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -28,6 +29,13 @@ def test_an_evaluation_is_made_once_and_read_to_the_bit(tmp_path):
     assert made.times == 1
 
 
+def test_choices_are_kept_too(tmp_path):
+    found = dataclasses.replace(FOUND, choice_accuracy=0.625)
+    made = Counted(found)
+    assert [cached_evaluation(tmp_path, KEY, made) for _ in range(2)] == [found, found]
+    assert made.times == 1
+
+
 def test_the_key_is_all_that_counts(tmp_path):
     made = Counted()
     for key in (KEY, {**KEY, "threads": 2}, {**KEY, "more": None}, ["abc", 8, 1], dict(reversed(KEY.items()))):
@@ -48,6 +56,7 @@ def test_the_key_is_all_that_counts(tmp_path):
         b'{"evaluation": {"loss": null, "accuracy": 0.5, "tokens": 3}}',
         b'{"evaluation": {"loss": "x", "accuracy": 0.5, "tokens": 3}}',
         b'{"evaluation": 3}',
+        b'{"evaluation": {"loss": 1.0, "accuracy": 0.5, "tokens": 3, "choice_accuracy": "x"}}',
     ],
 )
 def test_a_damaged_file_is_made_anew(damage, tmp_path):

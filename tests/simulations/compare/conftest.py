@@ -11,7 +11,7 @@ from simulations.compare.variants import Placed
 from simulations.report import summarise
 
 
-def _changed(report, *, loss, scale, aggregation_error, personal):
+def _changed(report, *, loss, scale, aggregation_error, personal, choice):
     """Return a report with another loss after training, other traffic, and what some methods measure beside it."""
     evaluations = dict(report.evaluations)
     if evaluations:
@@ -20,6 +20,8 @@ def _changed(report, *, loss, scale, aggregation_error, personal):
         evaluations |= {
             name: Evaluation(value, 1 / (1 + value), 900) for name, value in final.items() if value is not None
         }
+    if choice is not None:
+        evaluations["plug_in"] = dataclasses.replace(evaluations["plug_in"], choice_accuracy=choice)
     metrics = dict(report.metrics)
     if aggregation_error is not None and report.round:
         metrics["aggregation_error"] = aggregation_error * report.round
@@ -31,10 +33,13 @@ def _changed(report, *, loss, scale, aggregation_error, personal):
 def write_run(make_reports):
     """Return a writer of the folder of a finished run: `write_run(folder, settings, losses=[3.6, 3.5], ...)`.
 
-    `losses` are the plug-in model's after each round; `personal` those of clients' own models.
+    `losses` are the plug-in model's after each round and `choices` its shares of right answers; `personal` are the
+    losses of clients' own models.
     """
 
-    def write(folder, settings, *, losses=(3.6, 3.5), personal=None, scale=1.0, aggregation_error=None, **more):
+    def write(
+        folder, settings, *, losses=(3.6, 3.5), personal=None, choices=None, scale=1.0, aggregation_error=None, **more
+    ):
         reports = [
             _changed(
                 report,
@@ -42,6 +47,7 @@ def write_run(make_reports):
                 scale=scale,
                 aggregation_error=aggregation_error,
                 personal=personal[at - 1] if personal and at else None,
+                choice=choices[at - 1] if choices and at else None,
             )
             for at, report in enumerate(make_reports(len(losses)))
         ]

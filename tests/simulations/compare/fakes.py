@@ -45,7 +45,7 @@ def deaf(settings, folder):
 
 def finish(settings, folder, status):
     """Write what a run writes: two clients, each round as dear as the rank."""
-    rank, seed, rounds = settings["peft"]["rank"], settings["seed"], settings["rounds"]
+    rank, seed, rounds = settings["peft"].get("rank", 2), settings["seed"], settings["rounds"]
     visit = {"train_seconds": 0.4, "train_loss": 3.0, "weight": 1.0}
     for number in range(rounds + 1):
         loss = 4 - number * (0.1 + rank / 100) + seed / 1000

@@ -191,7 +191,7 @@ def test_no_orphan_outlives_a_killed_command(tmp_path, terminal):
 
 
 def test_two_comparisons_cannot_share_a_folder(tmp_path):
-    with _locked(tmp_path), pytest.raises(EngineError, match="another comparison"), _locked(tmp_path):
+    with _locked(tmp_path), pytest.raises(EngineError, match="another command"), _locked(tmp_path):
         pass
     with _locked(tmp_path):
         pass

@@ -108,7 +108,7 @@ def test_failed_and_missing_runs_are_counted(placed_runs, tmp_path):
     assert rows["b"]["seeds"] == "1 of 2"
     assert rows["c"]["perplexity"] == "not run"
     assert rows["d"]["perplexity"] == "failed"
-    assert found.failures == [({"strategy": "d"}, [0, 1], "no such rank")]
+    assert found.failures == [("d", [0, 1], "no such rank")]
     assert status_of(found) == ("failed", "3 of 7 runs finished, 2 not run, 2 failed")
 
 
@@ -124,6 +124,22 @@ def test_higher_accuracy_is_better(placed_runs):
     assert found.variants[0].result.mean == pytest.approx((1 / 2 + 1 / 2.1) / 2)
     assert found.variants[0].verdict == "better"
     assert [variant.rounds_to_target for variant in found.variants] == [2, None]
+
+
+def test_right_answers_are_compared_where_there_are_any(write_run, tmp_path):
+    write_run(tmp_path / "a", {"strategy": "a", "seed": 0}, choices=[0.5, 0.6])
+    write_run(tmp_path / "b", {"strategy": "b", "seed": 0}, choices=[0.7, 0.75])
+    write_run(tmp_path / "c", {"strategy": "c", "seed": 0})
+    write_run(tmp_path / "d", {"strategy": "d", "seed": 0}, choices=[0.7, 0.8], personal=[3.3, 3.1])
+    placed = [Placed({"strategy": name}, 0, read_run(tmp_path / name)) for name in "abcd"]
+    found = compare(placed, title="x", metric="choice_accuracy", target=0.55)
+    assert [variant.label for variant in found.variants][:2] == ["b", "a"]
+    assert not found.lower_is_better
+    assert by_value(found)["b"].difference.mean == pytest.approx(0.15)
+    assert [by_value(found)[name].rounds_to_target for name in "ab"] == [2, 1]
+    assert [by_value(found)[name].finals for name in "cd"] == [{}, {}], "clients' own models are not asked to choose"
+    table = {row["strategy"]: row["choice accuracy"] for row in table_of(found)}
+    assert table["c"] == table["d"] == "not evaluated"
 
 
 def test_targets_are_reached_at_the_median_seed(placed_runs):

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedpeat.core import ConfigError
-from simulations.compose import control_of, participant_of
+from simulations.participation import control_of, participant_of
 from strategies.folding import flora
 from strategies.general import fed_avg
 
