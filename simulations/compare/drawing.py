@@ -203,8 +203,8 @@ def list_names(axes: Axes, names: Sequence[Name]) -> None:
     figure = axes.get_figure(root=True)
     gap = GAP_INCHES / ((figure.get_figheight() if figure else 1.0) * axes.get_position().height)
     for at, name in enumerate(names):
-        place = {"transform": axes.transAxes, "va": "center", "fontsize": 9}
-        axes.text(1.04, 0.97 - at * gap, name.text, color=colour(name.role), **place)
+        place = {"transform": axes.transAxes, "va": "center", "fontsize": 8}
+        axes.text(1.03, 0.97 - at * gap, name.text, color=colour(name.role), **place)
 
 
 def inside(heights: Sequence[float], gap: float) -> list[float]:

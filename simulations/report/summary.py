@@ -171,7 +171,7 @@ def _sentences(plug_in: float, perplexity: Mapping[str, float | None], *, traine
     if trained and _known(tuned):
         yield (
             f"The emulated model, all that a device holds, reaches {number(tuned)} "
-            f"(the plug-in is {change(plug_in, tuned)})."
+            f"({_beside(plug_in, tuned)})."
         )
     if trained and _known(personal):
         yield (
@@ -181,7 +181,7 @@ def _sentences(plug_in: float, perplexity: Mapping[str, float | None], *, traine
     for name, reaches in BASELINES.items():
         value = perplexity.get(name)
         if _known(value):
-            yield f"{reaches} {number(value)}" + (f" (the plug-in is {change(plug_in, value)})." if trained else ".")
+            yield f"{reaches} {number(value)}" + (f" ({_beside(plug_in, value)})." if trained else ".")
 
 
 def _answers(summary: Mapping[str, Any], *, trained: bool) -> Iterable[str]:
@@ -205,6 +205,11 @@ def _answers(summary: Mapping[str, Any], *, trained: bool) -> Iterable[str]:
     yield f"The plug-in gets {percent(right['plug_in'])} of the answers right" + (
         f" ({', '.join(others)})." if others else "."
     )
+
+
+def _beside(plug_in: float, value: float) -> str:
+    words = change(plug_in, value)
+    return "as the plug-in" if words == "equal to" else f"the plug-in is {words}"
 
 
 def _known(value: float | None) -> TypeGuard[float]:

@@ -29,6 +29,9 @@ from simulations.study.results import Setup, Study
 LABEL = 40
 """Longest name in a figure."""
 
+LISTED = 34
+"""Longest name in a list beside the axes."""
+
 Drawn = dict[str, tuple[Figure, str]]
 REFERENCE_DASHES: Mapping[str, Any] = {WHOLE: (0, (6, 2, 1, 2)), FULL: (0, (3, 1.5))}
 BEFORE, BEFORE_DASH = "full model before tuning", (0, (1, 2))
@@ -219,10 +222,13 @@ def _points(
 
 def _name_points(axes: Axes, names: Sequence[Name], marks: Sequence[Box]) -> None:
     """Write the names beside their points; of many points numbers, and the names beside the axes."""
-    if len(marks) <= FEW and not place_names(axes, names, marks):
-        return
-    place_names(axes, [name._replace(text=str(at)) for at, name in enumerate(names, 1)], marks)
-    list_names(axes, [name._replace(text=f"{at}  {name.text}") for at, name in enumerate(names, 1)])
+    if len(marks) <= FEW:
+        place_names(axes, names, marks)
+    else:
+        place_names(axes, [name._replace(text=str(at)) for at, name in enumerate(names, 1)], marks)
+        list_names(
+            axes, [name._replace(text=f"{at}  {printable(name.text, LISTED)}") for at, name in enumerate(names, 1)]
+        )
 
 
 def _bars(setup: Setup, name: str, mean: float) -> list[list[float]]:

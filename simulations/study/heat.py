@@ -96,7 +96,7 @@ def _folded(text: str) -> str:
     r"""Return a column's name in two lines, if it is long and joined.
 
     >>> _folded("attention+mlp"), _folded("low_rank (share 0.5)"), _folded("none")
-    ('attention\\n+mlp', 'low_rank\\n(share 0.5)', 'none')
+    ('attention\n+mlp', 'low_rank\n(share 0.5)', 'none')
     """
     shown = printable(text, 32)
     mark = next((mark for mark in (" (", "+") if mark in shown and len(shown) > 11), None)

@@ -158,4 +158,4 @@ def _listed(setups: Sequence[Setup]) -> str:
     more = len(setups) - LISTED
     if more > 0:
         return "; ".join([*names, f"and {more} more"])
-    return "; ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+    return " and ".join(names) if len(names) < 3 else "; ".join([*names[:-1], f"and {names[-1]}"])

@@ -4,19 +4,20 @@ import json
 import math
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from rich.console import Console
 
 from simulations.compare.collect import Run, read_run
-from simulations.compare.drawing import inside
+from simulations.compare.drawing import Box, Name, inside, place_names, wide_axes
 from simulations.compare.figures import NAMED, caption, draw, mean_line, named
 from simulations.compare.outputs import to_csv, to_latex, to_markdown, write_outputs
 from simulations.compare.statistics import Interval, Point
 from simulations.compare.table import columns, common_places, with_error
 from simulations.compare.variants import Placed, compare
 from simulations.compare.watch import show
+from simulations.report.style import house_style
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -246,6 +247,38 @@ def test_names_stay_on_the_page():
             assert min(places) >= 0
             assert max(places) <= 1.0 + 1e-9
             assert all(high - low >= 0.08 - 1e-9 for low, high in pairwise(places))
+
+
+@pytest.fixture
+def spots():
+    """Axes with points close to one another, and their names."""
+    with house_style():
+        figure, axes = wide_axes("x", unit="y")
+        places = [(at / 10, at % 3 / 20) for at in range(8)]
+        axes.plot(*zip(*places, strict=True), "o")
+        axes.margins(x=0.1, y=0.3)
+        names = [Name(x, y, f"a name of some length {at}", "ink") for at, (x, y) in enumerate(places)]
+        yield figure, axes, names, [Box(x, x, y, y) for x, y in places]
+
+
+def test_names_near_points_hide_nothing(spots):
+    figure, axes, names, marks = spots
+    assert place_names(axes, names, marks) == 0
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("a name")]
+    assert len(boxes) == len(names)
+    for one, other in combinations(boxes, 2):
+        assert not one.overlaps(other)
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        for mark in marks:
+            assert not box.contains(*axes.transData.transform((mark.left, mark.bottom)))
+
+
+def test_a_name_without_room_is_left_out(spots):
+    _, axes, names, marks = spots
+    wall = Box(-100, 100, -100, 100)
+    assert place_names(axes, names, [*marks, wall]) == len(names)
 
 
 def test_what_is_scored_on_other_text_is_in_no_figure(write_run, tmp_path):

@@ -1,13 +1,15 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
-from simulations.compare.workers import FAILURE, Task, Workers, is_finished
+from simulations.compare.workers import FAILURE, Outcome, Task, Workers, is_finished
 from simulations.settings import settings_hash
 
 RUN = "tests.simulations.compare.fakes:run"
+SHARING = (("bug", "dear"), ("", "dear"), ("", ""), ("", "dear"), ("", ""), ("", "dear"))
 
 
 def task(folder, wish="", *, rank=4, seed=0):
@@ -36,6 +38,28 @@ def test_failures_and_deaths_are_told_and_the_others_go_on(tmp_path):
     log = (tasks[1].folder / "log.txt").read_text()
     assert "a child speaks" in log
     assert "Traceback" in log
+
+
+def test_tasks_that_share_wait_for_one_another_and_all_end(tmp_path):
+    tasks = [replace(task(tmp_path, wish, seed=at), shares=shares) for at, (wish, shares) in enumerate(SHARING)]
+    with Workers(jobs=3, threads=1, run=RUN) as workers:
+        ended = [outcome for outcome in workers.outcomes(tasks) if outcome is not None]
+    assert sorted(outcome.status for outcome in ended) == ["failed", *["finished"] * 5]
+    dear = [outcome.status for outcome in ended if outcome.task.shares]
+    assert dear == ["failed", "finished", "finished", "finished"], "the first works on it alone, then the next"
+
+
+def test_a_task_that_must_wait_is_passed_by(tmp_path):
+    workers = Workers(jobs=2, threads=1, run=RUN)
+    tasks = [replace(task(tmp_path, seed=at), shares=shares) for at, shares in enumerate(("x", "x", "", "y"))]
+    workers._todo += tasks
+    assert [workers._next() for _ in range(3)] == [tasks[0], tasks[2], tasks[3]]
+    workers._ended(Outcome(tasks[0], "failed"))
+    assert workers._next() == tasks[1]
+    workers._ended(Outcome(tasks[1], "finished"))
+    assert workers._next() is None
+    workers._todo += tasks[:2]
+    assert [workers._next(), workers._next()] == tasks[:2], "once it is made, all may use it at once"
 
 
 def test_a_worker_runs_many_cells_and_its_threads_are_limited(tmp_path):

@@ -121,7 +121,7 @@ def test_many_lines_are_grey_beyond_a_limit(study_folder, read):
     study = read(study_folder(cells, {"selection": names, "kept": ["1", "2"]}))
     assert len(lines_of(study)) == NAMED + 2
     figure, caption = draw(study)["quality"]
-    assert "2 more lines are grey" in caption
+    assert "2 are grey" in caption
     assert set(names[:NAMED]) <= set(words(figure))
     assert not set(names[NAMED:]) & set(words(figure))
 
