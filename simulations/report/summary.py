@@ -169,10 +169,7 @@ def _sentences(plug_in: float, perplexity: Mapping[str, float | None], *, traine
     else:
         yield f"Plug-in perplexity is {number(plug_in)}."
     if trained and _known(tuned):
-        yield (
-            f"The emulated model, all that a device holds, reaches {number(tuned)} "
-            f"({_beside(plug_in, tuned)})."
-        )
+        yield (f"The emulated model, all that a device holds, reaches {number(tuned)} ({_beside(plug_in, tuned)}).")
     if trained and _known(personal):
         yield (
             f"Each client's own model, with the tensors it keeps, reaches {number(personal)} on its own text (only a"
