@@ -17,7 +17,7 @@ from simulations.settings import conf_folder
 from tests.bundles import bundled
 
 OPTIONS = sorted(path.stem for path in (conf_folder() / "emulator").glob("*.yaml"))
-FAMILIES = ("gpt2", "opt", "llama", "qwen3", "gemma2")
+FAMILIES = ("gpt2", "llama", "gemma2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("opt", "qwen3")))
 SPLIT = make_split(6, first=1, last=1)
 SELECTING = [
     name

@@ -180,6 +180,7 @@ def tiny(model_folder, notes, held_out, cache):
             "client.device=cpu",
             "export=false",
             "report=false",
+            "evaluation.costs=false",
             f"cache={cache}",
         ]
         named = {override.partition("=")[0]: override for override in [*given, *more]}

@@ -1,6 +1,7 @@
 """What a run says of its emulator is what counting on Hugging Face's own model gives; the probe is a plain loop."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ ADAPTER, KEPT = (0, 5), (1, 4)
 # See test_twins.py: without it AdamW makes whole steps out of rounding noise.
 STEADY = "client.optimizer_options={eps: 1e-4}"
 PARTS = ("weights", "gradients", "optimizer", "activations")
+
+
+@pytest.fixture
+def run(run):
+    """Measured, as other tests' runs are not."""
+    return partial(run, "evaluation.costs=true")
 
 
 def counted(folder, rows, kept):
