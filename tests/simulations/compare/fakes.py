@@ -21,8 +21,8 @@ def run(settings, folder):
     if wish == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if wish == "slow":
-        (folder / "begun").touch()
-        try:
+        try:  # from before it is seen to have begun: an interruption may follow at once
+            (folder / "begun").touch()
             time.sleep(600)
         except KeyboardInterrupt:
             return finish(settings, folder, "interrupted")
