@@ -121,6 +121,13 @@ def test_workers_compute_what_one_process_does(workers, serial, launch):
     assert not processes(ran) & processes(serial)
 
 
+def test_workers_are_sent_what_re_alignment_changes(launch):
+    chosen = ("rounds=3", "data.server_share=0.3", "realign.every=1", "realign.steps=4", "client.learning_rate=0.01")
+    serial, ray = launch(*chosen, "engine=serial"), launch(*chosen, *RAY, "engine.workers=2")
+    assert any(name.endswith("realign_B") for name in serial.tensors)
+    assert outcome(ray) == outcome(serial)
+
+
 @pytest.fixture
 def cluster():
     """A Ray cluster that somebody else started: its address."""
