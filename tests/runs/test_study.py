@@ -14,8 +14,8 @@ def terminal():
 
 @pytest.mark.slow
 def test_a_whole_study_with_every_axis(tiny, run, open_run, tmp_path, terminal):
-    words = [*tiny("rounds=1", without=("emulator.kept_blocks", "export", "report"))]
-    words += ["data.public_share=0.2", "evaluation.costs=true"]
+    measured = ("rounds=1", "evaluation.costs=true")
+    words = [*tiny(*measured, without=("emulator.kept_blocks", "export", "report")), "data.public_share=0.2"]
     axes = ["selection=uniform,cka", "kept=2,0.75", "compression=none,low_rank+int8", "distillation=0,2"]
     more = ["distilled.batch_size=2", "unfreeze=none,norm", "cka.rows=8", "extraction=true", "federated=false"]
     command = ["emulator", *axes, *more, *words, "seeds=1", "jobs=2", f"folder={tmp_path}"]
