@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -22,6 +23,8 @@ LOG = "log.txt"
 
 def main() -> None:
     """Serve until told to end; end at once when the parent is gone, so that no orphan writes on."""
+    # Of a command in the background of a script, a worker would inherit that interruptions are ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     tasks: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(os.fdopen(os.dup(0), encoding="utf-8"), tasks), daemon=True).start()
