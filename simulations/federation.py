@@ -320,6 +320,6 @@ def train_round(
     """Send a plan's work out and fold what comes back; the outcome is `strategy.aggregation`."""
     messages = strategy.configure_train(plan.round, ArrayRecord(), ConfigRecord(), grid)
     state = strategy.situation.state
-    window = federation.window_of(count_bytes(state.tensors) + count_bytes(state.folds))
+    window = federation.window_of(sum(map(count_bytes, (state.tensors, state.folds, strategy.also))))
     replies = exchange(grid, messages, window=window, timeout_seconds=federation.timeout_seconds, stop=stop)
     strategy.aggregate_train(plan.round, replies)

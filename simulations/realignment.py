@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedpeat.client.app import view_of
 from fedpeat.core import ConfigError, GlobalState, Tensors
-from fedpeat.emulators import BuildContext, EmulatedModel, EmulatorLora, Pace, Realigner, Weights
+from fedpeat.emulators import BuildContext, EmulatorLora, Pace, Realigner, Weights
 from fedpeat.peft import Tuned
 from simulations.unfreezing import Unfreezing
 
@@ -81,9 +82,3 @@ def realignment_of(
         seed=settings["seed"],
     )
     return Realignment(realign["every"], realigner, full, emulated["default"])
-
-
-def view_of(tuned: Tuned) -> EmulatedModel:
-    """Return a tuned model in the form in which emulators know it."""
-    view = tuned.view
-    return EmulatedModel(tuned.model, view.path, view.sources, view.adapter_positions)  # type: ignore[arg-type]

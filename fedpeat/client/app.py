@@ -153,12 +153,15 @@ def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
 def _realign(tuned: Tuned, changes: Tensors) -> None:
     """Give the emulator of a worker's model the server's changes; without any, its own weights."""
     if changes and tuned not in _EMULATORS:
-        view = tuned.view
-        _EMULATORS[tuned] = EmulatorLora(
-            EmulatedModel(tuned.model, view.path, view.sources, view.adapter_positions)  # type: ignore[arg-type]
-        )
+        _EMULATORS[tuned] = EmulatorLora(view_of(tuned))
     if tuned in _EMULATORS:
         _EMULATORS[tuned].apply(changes)
+
+
+def view_of(tuned: Tuned) -> EmulatedModel:
+    """Return a tuned model in the form in which emulators know it."""
+    view = tuned.view
+    return EmulatedModel(tuned.model, view.path, view.sources, view.adapter_positions)  # type: ignore[arg-type]
 
 
 def encoded(update: ClientUpdate, job: dict[str, Any], store: Store) -> ClientUpdate:

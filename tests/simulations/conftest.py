@@ -1,8 +1,10 @@
 import copy
+import io
 import math
 import random
 
 import pytest
+from rich.console import Console
 
 from fedpeat.core import ClientFailure, Evaluation, RoundReport
 
@@ -93,6 +95,12 @@ def _make_reports(
         )
         for number in range(rounds + 1)
     ]
+
+
+@pytest.fixture
+def terminal():
+    """Where a command writes: `terminal.file.getvalue()` is what a person would read."""
+    return Console(file=io.StringIO(), width=200)
 
 
 @pytest.fixture

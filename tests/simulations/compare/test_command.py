@@ -25,11 +25,6 @@ def _no_figures(monkeypatch):
     monkeypatch.setattr("simulations.compare.figures.draw", lambda _: {})
 
 
-@pytest.fixture
-def terminal():
-    return Console(file=io.StringIO(), width=200)
-
-
 def told(terminal):
     return terminal.file.getvalue()
 

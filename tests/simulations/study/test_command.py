@@ -1,8 +1,6 @@
-import io
 import json
 
 import pytest
-from rich.console import Console
 
 from fedpeat.core import ConfigError
 from simulations.cli import USAGE
@@ -17,11 +15,6 @@ WORDS = ("emulator", "selection=uniform,cka", "kept=2", "seeds=2", "rounds=2", "
 def _no_figures(monkeypatch):
     """Figures have their own tests."""
     monkeypatch.setattr("simulations.study.figures.draw", lambda _: {})
-
-
-@pytest.fixture
-def terminal():
-    return Console(file=io.StringIO(), width=200)
 
 
 def told(terminal):

@@ -10,11 +10,13 @@ from fedpeat.emulators import Block, Blocks, BuildContext, chain, ffn_channels, 
 from fedpeat.emulators.compression.channels import channel_sizes, find_mlps, largest
 from fedpeat.emulators.compression.layers import matrix_of
 from fedpeat.models import find_blocks, linear_layers, make_split
+from tests.conftest import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WITHOUT = {"mixtral", "odd"}
-"""Families whose blocks have no such MLP."""
+"""Families whose blocks have no such MLP: those are refused, see below."""
+WITH = [kind for kind in FAMILIES if kind not in WITHOUT]
 
 
 def slow_choice(producers, consumers, channels, count):
@@ -40,14 +42,13 @@ def phi3():
         return hf.Phi3ForCausalLM(hf.Phi3Config(**shape, **settings)).eval().requires_grad_(False)
 
 
-def test_the_choice_is_that_of_a_loop_over_channels(family, miniature):
-    if family in WITHOUT:
-        pytest.skip("it has no such MLP")
-    model = miniature(family).model
+@pytest.mark.parametrize("kind", WITH)
+def test_the_choice_is_that_of_a_loop_over_channels(kind, miniature):
+    model = miniature(kind).model
     block = find_blocks(model).of(model)[1]
     (mlp,) = find_mlps(block, 32)
     matrices = [[matrix_of(layer) for layer in layers.values()] for layers in (mlp.producers, mlp.consumers)]
-    assert len(matrices[0]) == (2 if family in {"llama", "mistral", "qwen3", "gemma2", "qwen2", "gemma3"} else 1)
+    assert len(matrices[0]) == (2 if kind in {"llama", "mistral", "qwen3", "gemma2", "qwen2", "gemma3"} else 1)
     for count in (1, 10, mlp.channels):
         assert largest(channel_sizes(mlp), count).tolist() == slow_choice(*matrices, mlp.channels, count)
 
@@ -62,11 +63,10 @@ def zero_channels(block, kept):
     return mlp.channels
 
 
+@pytest.mark.parametrize("kind", WITH)
 @torch.no_grad()
-def test_it_computes_what_the_whole_mlp_does_with_the_other_channels_at_zero(family, emulate, make_ids):
-    if family in WITHOUT:
-        pytest.skip("it has no such MLP")
-    made = emulate(family, ffn_channels(share=0.3))
+def test_it_computes_what_the_whole_mlp_does_with_the_other_channels_at_zero(kind, emulate, make_ids):
+    made = emulate(kind, ffn_channels(share=0.3))
     blocks = find_blocks(made.loaded.model).of(made.loaded.model)
     for block in made.blocks.blocks:
         (mlp,) = find_mlps(blocks[block.source], 32)
