@@ -22,10 +22,10 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_tuned(miniature) -> Callable[..., Tuned]:
-    """A maker of tuned models of 4 blocks, split 1-2-1."""
+    """A maker of tuned models of 4 blocks, of which the first and the last are the adapter, or those listed."""
 
-    def make(family: str = "llama", method: dict | None = None, **config) -> Tuned:
-        view = full_view(miniature(family, blocks=4, **config), make_split(4, first=1, last=1))
+    def make(family: str = "llama", method: dict | None = None, blocks: tuple[int, ...] = (0, 3), **config) -> Tuned:
+        view = full_view(miniature(family, blocks=4, **config), make_split(4, blocks=list(blocks)))
         return attach(
             view.model,
             method=method or {"kind": "lora", "rank": 4},

@@ -4,9 +4,6 @@ import torch
 from fedpeat.client import TrainingSpec, train
 from fedpeat.client.prefix import MIB, Prefix, frozen_blocks
 from fedpeat.core import ConfigError, StorageError
-from fedpeat.emulators import full_view
-from fedpeat.models import make_split
-from fedpeat.peft import attach
 
 NAMED = ("gpt2", "opt", "bloom", "llama", "qwen3", "gemma2")
 QUIET = {
@@ -17,20 +14,11 @@ SPEC = TrainingSpec(learning_rate=0.01, batch_size=4)
 
 
 @pytest.fixture
-def at_the_end(miniature):
+def at_the_end(make_tuned):
     """A maker of models of 4 blocks of which only the last trains."""
 
     def make(family="llama", method=None, blocks=(3,), **config):
-        loaded = miniature(family, blocks=4, **{**QUIET.get(family, {}), **config})
-        view = full_view(loaded, make_split(4, blocks=list(blocks)))
-        return attach(
-            view.model,
-            method=method or {"kind": "lora", "rank": 4},
-            path=view.path,
-            sources=view.sources,
-            adapter_positions=view.adapter_positions,
-            seed=7,
-        )
+        return make_tuned(family, method, blocks, **{**QUIET.get(family, {}), **config})
 
     return make
 
