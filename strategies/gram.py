@@ -28,6 +28,8 @@ ROUNDING = 2.0**-40
 """A squared distance this small beside the squared norms is no more than their rounding error."""
 
 _ENTRIES = 1 << 21
+_TILE = 128
+"""Rows of inner products worked out at once: of all clients with all, only tiles of the lower half are needed."""
 
 Kind = TypeVar("Kind", torch.Tensor, "Curve")
 
@@ -47,7 +49,7 @@ class Compared(NamedTuple, Generic[Kind]):
 
 
 def grams(
-    situation: Situation, updates: Sequence[ClientUpdate], of: Sequence[int] | None = None
+    situation: Situation, updates: Sequence[ClientUpdate], of: Sequence[int] | None = None, measure: str = "both"
 ) -> Compared[torch.Tensor]:
     """Return the inner products between the clients' changes, `(of, clients)`, fp64.
 
@@ -55,17 +57,34 @@ def grams(
         situation: The round's.
         updates: At least one.
         of: The clients whose rows are wanted, by position; by default all.
+        measure: What they are for, one of `MEASURES`: with `factors`, the products' are left at 0, which takes a
+            `1 / rank` of the time.
     """
-    rows = list(range(len(updates)) if of is None else of)
-    totals = Compared(*(torch.zeros(len(rows), len(updates), dtype=torch.float64) for _ in range(3)))
+    count = len(updates)
+    totals = Compared(*(torch.zeros(len(of or range(count)), count, dtype=torch.float64) for _ in range(3)))
     for pair in _pairs(situation):
-        stacks = _stacks(pair, situation.state.tensors, updates)
-        if stacks is not None:
-            _add_pair(totals, stacks, rows, pair.scaling)
+        if measure == "factors":
+            for factor in _factors(pair, updates):
+                _add_plain(totals.factors, factor, of)
+        else:
+            stacks = _stacks(pair, situation.state.tensors, updates)
+            if stacks is not None:
+                _add_pair(totals, stacks, of, pair.scaling)
     for name, scaling in _plain(situation, updates).items():
-        for block in _blocks([update.delta.get(name) for update in updates]):
-            totals.others.addmm_(block[rows], block.T, alpha=scaling**2)
-    return totals
+        _add_plain(totals.others, [update.delta.get(name) for update in updates], of, scaling**2)
+    return totals if of is not None else Compared(*map(_mirrored, totals))
+
+
+def _mirrored(lower: torch.Tensor) -> torch.Tensor:
+    return lower.tril() + lower.tril(-1).T
+
+
+def _tiles(count: int, of: Sequence[int] | None, most: int) -> Iterator[tuple[slice, list[int], int]]:
+    """Yield the rows to fill, whose they are, and how many columns they need: of all clients, up to the diagonal."""
+    rows = list(range(count) if of is None else of)
+    for start in range(0, len(rows), max(1, most)):
+        some = rows[start : start + max(1, most)]
+        yield slice(start, start + len(some)), some, count if of is not None else some[-1] + 1
 
 
 def gram(situation: Situation, updates: Sequence[ClientUpdate], measure: str) -> torch.Tensor:
@@ -81,7 +100,7 @@ def gram(situation: Situation, updates: Sequence[ClientUpdate], measure: str) ->
         updates: At least one.
         measure: One of `MEASURES`.
     """
-    found = parts(grams(situation, updates), measure)
+    found = parts(grams(situation, updates, measure=measure), measure)
     return found[0] if len(found) == 1 else _by_median(found[0]) + _by_median(found[1])
 
 
@@ -116,7 +135,8 @@ def _blocks(deltas: Sequence[torch.Tensor | None]) -> Iterator[torch.Tensor]:
         block = torch.zeros(len(flat), min(step, entries - start), dtype=torch.float64)
         for row, delta in zip(block, flat, strict=True):
             if delta is not None:
-                row.copy_(delta[start : start + step])
+                piece = delta[start : start + step]
+                row[: len(piece)] = piece
         yield block
 
 
@@ -133,8 +153,7 @@ def _stacks(pair: LoraPair, tensors: Tensors, updates: Sequence[ClientUpdate]) -
     Zeros in a client's change beyond its own rank also switch off the global factors there, so `dB_k A_k + B dA_k` is
     right for each client though the stacks have one rank.
     """
-    a = [update.delta.get(pair.a) for update in updates]
-    b = [None if (delta := update.delta.get(pair.b)) is None else delta.T for update in updates]
+    a, b = _factors(pair, updates)
     rank = max((delta.shape[0] for delta in (*a, *b) if delta is not None), default=0)
     return _Stacks(_padded(a, tensors[pair.a][:rank]), _padded(b, tensors[pair.b].T[:rank])) if rank else None
 
@@ -147,21 +166,34 @@ def _padded(deltas: Sequence[torch.Tensor | None], common: torch.Tensor) -> torc
     return stack
 
 
-def _add_pair(totals: Compared[torch.Tensor], stacks: _Stacks, rows: Sequence[int], scaling: float) -> None:
+def _factors(pair: LoraPair, updates: Sequence[ClientUpdate]) -> list[list[torch.Tensor | None]]:
+    """Return all clients' changes of A and of B transposed: so what a lower rank lacks is at the end of each."""
+    a = [update.delta.get(pair.a) for update in updates]
+    return [a, [None if (delta := update.delta.get(pair.b)) is None else delta.T for update in updates]]
+
+
+def _add_plain(
+    total: torch.Tensor, deltas: Sequence[torch.Tensor | None], of: Sequence[int] | None, scale: float = 1.0
+) -> None:
+    for block in _blocks(deltas):
+        for where, some, stop in _tiles(len(deltas), of, _TILE):
+            total[where, :stop].addmm_(block[some], block[:stop].T, alpha=scale)
+
+
+def _add_pair(totals: Compared[torch.Tensor], stacks: _Stacks, of: Sequence[int] | None, scaling: float) -> None:
     count, rank, _ = stacks.a.shape
-    step = max(1, _ENTRIES // (rank * rank * count))
-    for start in range(0, len(rows), step):
-        some = [*rows[start : start + step], count - 1]
-        b, a = _overlaps(stacks.b, some), _overlaps(stacks.a, some)
-        totals.products[start : start + step] += scaling**2 * _inner(b, a)
-        totals.factors[start : start + step] += (b + a)[:-1, :-1].diagonal(dim1=2, dim2=3).sum(2)
+    for where, some, stop in _tiles(count - 1, of, min(_TILE, _ENTRIES // (rank * rank * count))):
+        rows, columns = [*some, count - 1], [*range(stop), count - 1]
+        b, a = _overlaps(stacks.b, rows, columns), _overlaps(stacks.a, rows, columns)
+        totals.products[where, :stop] += scaling**2 * _inner(b, a)
+        totals.factors[where, :stop] += (b + a)[:-1, :-1].diagonal(dim1=2, dim2=3).sum(2)
 
 
-def _overlaps(stack: torch.Tensor, some: Sequence[int]) -> torch.Tensor:
-    """Return all blocks `stack[i] @ stack[j]^T`, `(some, all, rank, rank)`."""
-    count, rank, width = stack.shape
-    flat = stack[list(some)].reshape(-1, width) @ stack.reshape(-1, width).T
-    return flat.reshape(len(some), rank, count, rank).transpose(1, 2)
+def _overlaps(stack: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+    """Return all blocks `stack[i] @ stack[j]^T`, `(rows, columns, rank, rank)`."""
+    _, rank, width = stack.shape
+    flat = stack[list(rows)].reshape(-1, width) @ stack[list(columns)].reshape(-1, width).T
+    return flat.reshape(len(rows), rank, len(columns), rank).transpose(1, 2)
 
 
 def _inner(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -234,7 +266,7 @@ def curves(situation: Situation, update: ClientUpdate) -> Compared[Curve]:
     for pair in _pairs(situation):
         stacks = _stacks(pair, situation.state.tensors, [update])
         if stacks is not None:
-            b, a = _overlaps(stacks.b, range(2)), _overlaps(stacks.a, range(2))
+            b, a = _overlaps(stacks.b, range(2), range(2)), _overlaps(stacks.a, range(2), range(2))
             products += pair.scaling**2 * _bilinear(b, a)
             factors += Curve(float((b + a)[0, 0].trace()))
     for name, scaling in _plain(situation, [update]).items():

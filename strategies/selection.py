@@ -83,7 +83,7 @@ def trust(
     own = [parts(curves(situation, update), measure) for update in updates]
     along = torch.zeros(len(updates), dtype=torch.float64)
     sizes = [Curve() for _ in updates]
-    for index, (row,) in enumerate(parts(grams(situation, updates, of=[server]), measure)):
+    for index, (row,) in enumerate(parts(grams(situation, updates, of=[server], measure=measure), measure)):
         square = own[server][index].norm() ** 2
         if square > 0:
             along += row / square

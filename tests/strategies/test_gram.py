@@ -41,16 +41,21 @@ def close(got, want):
     np.testing.assert_allclose(np.asarray(got), want, rtol=1e-9, atol=1e-11 * max(1e-12, np.abs(want).max()))
 
 
-@pytest.mark.parametrize("entries", [1, 1 << 21])
+@pytest.mark.parametrize(("entries", "tile"), [(1, 1), (1 << 21, 2), (1 << 21, 128)])
 @pytest.mark.parametrize("case", CASES)
-def test_inner_products_are_those_of_the_full_products(case, entries, monkeypatch):
+def test_inner_products_are_those_of_the_full_products(case, entries, tile, monkeypatch):
     monkeypatch.setattr("strategies.gram._ENTRIES", entries)
+    monkeypatch.setattr("strategies.gram._TILE", tile)
     situation, updates = federation(**CASES[case])
     for got, want in zip(grams(situation, updates), twin_grams(situation, updates), strict=True):
         assert got.dtype == torch.float64
         close(got, want)
     for got, want in zip(grams(situation, updates, of=[len(updates) - 1]), twin_grams(situation, updates), strict=True):
         close(got, want[-1:])
+    products, factors, others = grams(situation, updates, measure="factors")
+    assert not products.any()
+    close(factors, twin_grams(situation, updates)[1])
+    close(others, twin_grams(situation, updates)[2])
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([1e-4, 0.1, 10.0]), st.booleans())
