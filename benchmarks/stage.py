@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from fedpeat.core import ClientFailure, RoundPlan, RoundReport, RunState, write_text
 from simulations.compose import Composed, compose
 from simulations.corpus import cache_folder, prepare_data
-from simulations.federation import run_rounds
+from simulations.rounds import run_rounds
 from simulations.settings import load_settings
 
 ROW_TOKENS = 128

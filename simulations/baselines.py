@@ -22,6 +22,9 @@ class Quietly:
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
 
+    def resumed(self, done: int) -> None:
+        """Show nothing."""
+
     def round_started(self, plan: RoundPlan) -> None:
         """Show nothing."""
 

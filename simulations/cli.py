@@ -12,6 +12,7 @@ USAGE = """fedpeat: federated, parameter-efficient, emulator-assisted tuning of 
 usage: fedpeat COMMAND [overrides]
 
   fedpeat simulate [group=option ...] [key=value ...]   run a federation on this machine or a Ray cluster
+  fedpeat simulate resume=FOLDER                        go on with a run that was killed or stopped
   fedpeat compare key=A,B [seeds=N] [key=value ...]     run variants with several seeds; say which is better
   fedpeat study emulator selection=A,B kept=N,M ...     run ways to stand in for the middle; say which is worth it
   fedpeat report FOLDER                                 write a run's report anew, or compare the runs below
@@ -55,7 +56,8 @@ def _dispatch(command: str, rest: list[str]) -> int:
         print_versions()
         return 0
     if command == "simulate":
-        return hydra_command(rest, config_name="config", task=_simulate)
+        resumed = any(item.startswith("resume=") for item in rest)
+        return _resume(rest) if resumed else hydra_command(rest, config_name="config", task=_simulate)
     if command == "compare":
         from simulations.compare.command import compare
 
@@ -156,6 +158,17 @@ def _simulate(config: Any) -> int:
 
     summary = simulate(to_settings(config), Path(HydraConfig.get().runtime.output_dir))
     return INTERRUPTED if summary["status"] == "interrupted" else 0
+
+
+def _resume(arguments: list[str]) -> int:
+    from pathlib import Path
+
+    from simulations.keeping import settings_to_resume
+    from simulations.run import simulate
+
+    folder = Path(next(item for item in arguments if item.startswith("resume=")).partition("=")[2])
+    settings = settings_to_resume(folder, [item for item in arguments if not item.startswith("resume=")])
+    return INTERRUPTED if simulate(settings, folder, resume=True)["status"] == "interrupted" else 0
 
 
 def _pretrain(config: Any) -> int:

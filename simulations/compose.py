@@ -32,6 +32,8 @@ from strategies import Recipe
 
 Settings = Mapping[str, Any]
 
+COUNTS = ("rounds", "evaluate_every", "client.local_steps", "round.min_replies", "server.local_steps", "checkpoints")
+
 
 @dataclass(frozen=True)
 class Composed:
@@ -44,6 +46,7 @@ class Composed:
         bundles: Each emulator's bundle, by key.
         data: The partitioned data.
         costs: What each emulator is and takes, by key.
+        made_of: Hashes of what the run rests on, by name.
     """
 
     federation: Federation
@@ -52,6 +55,7 @@ class Composed:
     bundles: Mapping[str, Bundle]
     data: FederatedData
     costs: Costs
+    made_of: Mapping[str, str]
 
 
 def compose(
@@ -129,6 +133,7 @@ def compose(
         evaluate_every=max(1, settings["evaluate_every"]),
         min_replies=settings["round"]["min_replies"],
         timeout_seconds=settings["round"]["timeout_seconds"],
+        checkpoints=settings["checkpoints"],
         workers=workers,
         seed=settings["seed"],
         method=settings["peft"],
@@ -142,7 +147,13 @@ def compose(
     if evaluation["costs"]:
         observer.message("measuring what a device needs")
     costs = costs_of(sizes, federation, data, measure=evaluation["costs"])
-    return Composed(federation, loaded, split, bundles, data, costs)
+    return Composed(federation, loaded, split, bundles, data, costs, made_of(bundles, data, full))
+
+
+def made_of(bundles: Mapping[str, Bundle], data: FederatedData, full: Tuned) -> dict[str, str]:
+    """Return hashes of all that a run rests on: a run that is resumed must find the same."""
+    emulators = {f"bundle {key}": bundle.version for key, bundle in bundles.items()}
+    return {"data": data.folder.name, "initial tensors": digest(full.initial), **emulators}
 
 
 def zero_shot_of(
@@ -183,7 +194,14 @@ def check_counts(settings: Settings) -> None:
     Raises:
         ConfigError: If a count is less.
     """
-    for key in ("rounds", "evaluate_every", "client.local_steps", "round.min_replies", "server.local_steps"):
+    for key in (
+        "rounds",
+        "evaluate_every",
+        "client.local_steps",
+        "round.min_replies",
+        "server.local_steps",
+        "checkpoints",
+    ):
         value: Any = settings
         for part in key.split("."):
             value = value[part]

@@ -1,6 +1,6 @@
 """The server's evaluations on held-out rows: of one model for all, and of each client's own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,16 +79,17 @@ class Personal:
     rows: Mapping[str, Rows]
     folder: str
 
-    def __call__(self, full: Tuned, evaluator: Evaluator) -> Evaluation:
+    def __call__(self, full: Tuned, evaluator: Evaluator, resumed: Sequence[int] = ()) -> Evaluation:
         """Return the evaluation over all clients' rows, weighted by tokens.
 
         Args:
             full: The full model, tuned to the global state; it is afterwards too.
             evaluator: How to score.
+            resumed: The rounds after which the run was resumed.
         """
         shared, parts = full.read(), []
         for client, rows in self.rows.items():
-            kept = Store(self.folder, client).read("personal")
+            kept = Store(self.folder, client, resumed=resumed).read("personal")
             full.write({**shared, **{name: tensor for name, tensor in kept.items() if name in shared}})
             parts.append(evaluator(full.model, rows))
         full.write(shared)

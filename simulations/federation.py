@@ -1,40 +1,29 @@
-"""The round loop: plan, train, aggregate, evaluate, report, keep."""
+"""A run, composed: what the round loop needs, and who watches it."""
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
-
-from flwr.app import ArrayRecord, ConfigRecord
-from flwr.serverapp import Grid
 
 from fedpeat.codecs import Codec, none
 from fedpeat.control import FixedControl
 from fedpeat.core import (
-    EMULATOR,
     ClientFailure,
     ClientUpdate,
     DevicePlan,
-    EngineError,
     Evaluation,
     GlobalState,
     RoundPlan,
     RoundReport,
-    RunState,
     Tensors,
     count_bytes,
-    with_prefix,
 )
 from fedpeat.peft import Tuned
-from fedpeat.server import History, Participant, write_checkpoint
+from fedpeat.server import Participant
 from simulations.evaluation import Evaluator, Personal
-from simulations.exchange import exchange
 from simulations.realignment import Realignment
-from simulations.round_report import Clock, report_before, report_of
 from simulations.unfreezing import Unfreezing
-from strategies import Recipe, start
+from strategies import Recipe
 from strategies.flower import RecipeStrategy
 
 WINDOW_BYTES = 64 * 2**20
@@ -47,6 +36,9 @@ second, which with 200 of each took a core from the workers. Enough for 300 clie
 
 class Observer(Protocol):
     """Who watches a run: progress on a terminal, trackers."""
+
+    def resumed(self, done: int) -> None:
+        """See a run go on after its round `done`."""
 
     def round_started(self, plan: RoundPlan) -> None:
         """See a round begin."""
@@ -92,6 +84,7 @@ class Federation:
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
         min_replies: Fewest usable client updates of a round.
         timeout_seconds: How long a round may last, or None.
+        checkpoints: How many of the newest checkpoints stay on the disk.
         workers: How many clients can run at once.
         seed: The run's seed.
     """
@@ -118,6 +111,7 @@ class Federation:
     exactness: bool = False
     unfreezing: Unfreezing = field(default_factory=Unfreezing)
     realignment: Realignment | None = None
+    checkpoints: int = 2
 
     @property
     def initial(self) -> Tensors:
@@ -148,15 +142,20 @@ class Federation:
         """Flower nodes to start: each message on its way has its own."""
         return min(self.window, len(self.control.clients))
 
-    def evaluate(self, state: GlobalState) -> dict[str, Evaluation]:
-        """Return evaluations of the plug-in model and of each emulated one, tuned to `state`."""
+    def evaluate(self, state: GlobalState, resumed: Sequence[int] = ()) -> dict[str, Evaluation]:
+        """Return evaluations of the plug-in model and of each emulated one, tuned to `state`.
+
+        Args:
+            state: What the federation has learnt.
+            resumed: The rounds after which the run was resumed (for what clients kept since).
+        """
         results = {"plug_in": self.evaluator(self.plug_in(state).model)}
         for key, tuned in self.emulated.items():
             name = "emulator_tuned" if key == "default" else f"emulator_tuned/{key}"
             results[name] = self.evaluator(put_into(tuned, state).model)
         results.setdefault("emulator_tuned", results["plug_in"])
         if self.personal is not None:
-            results["personal"] = self.personal(self.plug_in(state), self.evaluator)
+            results["personal"] = self.personal(self.plug_in(state), self.evaluator, resumed)
         return results
 
     def plug_in(self, state: GlobalState) -> Tuned:
@@ -219,107 +218,3 @@ def strategy_for(
         timeout_seconds=federation.timeout_seconds,
         observer=told,
     )
-
-
-def run_rounds(
-    federation: Federation,
-    grid: Grid,
-    nodes: Sequence[int],
-    *,
-    observer: Observer,
-    folder: Path | None,
-    stop: threading.Event,
-) -> tuple[list[RoundReport], RunState]:
-    """Run all rounds.
-
-    Args:
-        federation: The run.
-        grid: Flower's grid.
-        nodes: Its node ids.
-        observer: Who watches.
-        folder: Where history and checkpoint go as they happen; None to keep nothing.
-        stop: Set to end the run early.
-
-    Returns:
-        A report for round 0 (before training) and for each round, and the final state.
-
-    Raises:
-        EngineError: If too few clients answered, or a worker died.
-        Interrupted: If `stop` was set.
-    """
-    strategy = strategy_for(federation, nodes, observer)
-    history = History(folder) if folder else None
-    state = RunState(
-        round=0,
-        shared=start(federation.recipe, federation.initial),
-        control_state=federation.control.start(),
-        global_step=0,
-        seed=federation.seed,
-    )
-    reports: list[RoundReport] = []
-    for report, next_state in _rounds(federation, grid, strategy, state, observer, stop):
-        reports.append(report)
-        state = next_state
-        if history and folder:
-            history.append(report)
-            write_checkpoint(folder / "checkpoint" / "state.safetensors", state)
-        observer.round_finished(report)
-    return reports, state
-
-
-def _rounds(
-    federation: Federation,
-    grid: Grid,
-    strategy: RecipeStrategy,
-    state: RunState,
-    observer: Observer,
-    stop: threading.Event,
-) -> Iterator[tuple[RoundReport, RunState]]:
-    report = report_before(federation, state.shared)
-    yield report, state
-    while state.round < federation.rounds:
-        clock = Clock()
-        plan, control_state = federation.control.choose(report, state.control_state)
-        observer.round_started(plan)
-        emulator = clock.run("evaluate", partial(_realigned, federation, plan, state))
-        strategy.begin(plan, state.shared, with_prefix(EMULATOR, emulator))
-        clock.run("train", lambda plan=plan: train_round(federation, grid, strategy, plan, stop))
-        clock.parts["wire"] += strategy.wire_seconds
-        done = strategy.aggregation
-        if done is None:
-            raise EngineError(f"round {plan.round} has no outcome", "no aggregation", "run with FEDPEAT_DEBUG=1")
-        state = replace(
-            state,
-            round=plan.round,
-            shared=done.state,
-            control_state=control_state,
-            global_step=int(control_state["global_step"]),
-            emulator=emulator,
-        )
-        due = plan.round % federation.evaluate_every == 0 or plan.round == federation.rounds
-        evaluations: dict[str, Evaluation] = {}
-        if due:
-            now = clock.run("evaluate", lambda shared=done.state: federation.evaluate(shared))
-            evaluations = {**federation.zero_shot, **now}
-        report = report_of(plan, strategy, evaluations, clock)
-        yield report, state
-
-
-def _realigned(federation: Federation, plan: RoundPlan, state: RunState) -> Tensors:
-    """Return what is changed of the emulator in a round, and change the server's own."""
-    if federation.realignment is None:
-        return {}
-    changes = federation.realignment(plan.round, state.shared, state.emulator)
-    federation.realignment.apply(changes)
-    return changes
-
-
-def train_round(
-    federation: Federation, grid: Grid, strategy: RecipeStrategy, plan: RoundPlan, stop: threading.Event
-) -> None:
-    """Send a plan's work out and fold what comes back; the outcome is `strategy.aggregation`."""
-    messages = strategy.configure_train(plan.round, ArrayRecord(), ConfigRecord(), grid)
-    state = strategy.situation.state
-    window = federation.window_of(sum(map(count_bytes, (state.tensors, state.folds, strategy.also))))
-    replies = exchange(grid, messages, window=window, timeout_seconds=federation.timeout_seconds, stop=stop)
-    strategy.aggregate_train(plan.round, replies)

@@ -56,15 +56,19 @@ class Progress:
             self.live.stop()
             self.live = None
 
-    def run_started(self, rounds: int, *, done: int = 0, also: int = 0) -> None:
+    def run_started(self, rounds: int, *, also: int = 0) -> None:
         """Tell how much there is to do; without it, neither a total nor the time left is shown.
 
         Args:
             rounds: Rounds of the whole run.
-            done: Rounds that are finished already, in a resumed run.
             also: Participants of a round beside the plan's devices (1 where the server trains).
         """
-        self.rounds, self.done, self.round, self.also = rounds, done, done, also
+        self.rounds, self.done, self.round, self.also = rounds, 0, 0, also
+
+    def resumed(self, done: int) -> None:
+        """Tell that a run goes on after its round `done`."""
+        self.done = self.round = done
+        self.message(f"going on after round {done}")
 
     def round_started(self, plan: RoundPlan) -> None:
         """Tell that clients are at work on a round."""

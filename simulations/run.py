@@ -20,6 +20,7 @@ from fedpeat.core import (
     Evaluation,
     RoundReport,
     RunState,
+    locked,
     peak_rss_mib,
     write_json,
     write_text,
@@ -33,10 +34,11 @@ from simulations.corpus import cache_folder, prepare_data
 from simulations.exchange import Interrupted
 from simulations.export import export
 from simulations.extraction import run_extraction
-from simulations.federation import run_rounds
+from simulations.keeping import check_made_of
 from simulations.progress import Progress
 from simulations.report import summarise, write_report
 from simulations.report.wording import percent
+from simulations.rounds import run_rounds
 from simulations.settings import settings_hash
 from simulations.trackers import Tracker, quietly
 
@@ -54,12 +56,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def simulate(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def simulate(settings: Mapping[str, Any], folder: Path, *, resume: bool = False) -> dict[str, Any]:
     """Run the federation that `settings` describe; leave everything about it in `folder`.
 
     Args:
         settings: Plain and resolved, as `simulations.settings.load_settings` returns them.
         folder: Made if it does not exist.
+        resume: Whether to go on with the run in `folder`; `simulations.keeping.settings_to_resume` has its settings.
 
     Returns:
         The summary, as written to `summary.json`.
@@ -67,15 +70,18 @@ def simulate(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         FedPeatError: For whatever cannot be had; what was done until then is in `folder`.
     """
-    return _Run(settings, folder.absolute()).run()
+    folder = folder.absolute()
+    with locked(folder):
+        return _Run(settings, folder, resume=resume).run()
 
 
 class _Run:
     """One run; its folder is valid at any moment."""
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, settings: Mapping[str, Any], folder: Path, *, resume: bool) -> None:
         self.settings = settings
         self.folder = folder
+        self.resume = resume
         self.started = time.perf_counter()
         self.hash = settings_hash(settings)
         self.text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
@@ -85,11 +91,13 @@ class _Run:
         self.state: RunState | None = None
         self.baselines: dict[str, Any] = {}
         self.status = "failed"
+        self.seconds_before = 0.0
         self.progress = Progress()
         self.tracker = quietly(built(settings["tracker"]), self.progress.message)
 
     def run(self) -> dict[str, Any]:
-        self._check_folder()
+        if not self.resume:
+            self._check_folder()
         write_text(self.folder / "config.yaml", self.text)
         write_text(self.folder / "config.sha", self.hash + "\n")
         with self.progress:
@@ -108,7 +116,9 @@ class _Run:
         """Refuse a folder with a run in it: its history would go on, and clients would use what they kept."""
         if (self.folder / "metrics.jsonl").exists() or (self.folder / "clients").exists():
             raise ConfigError(
-                f"cannot run in {self.folder}", "there is a run in it", "remove it, or set another hydra.run.dir"
+                f"cannot run in {self.folder}",
+                "there is a run in it",
+                f"go on with it: resume={self.folder}; or remove it, or set another hydra.run.dir",
             )
 
     def _prepare(self) -> Composed:
@@ -127,9 +137,11 @@ class _Run:
         if self.data is None:
             raise EngineError("cannot compose a run", "its data is not prepared", "call simulate()")
         cache = cache_folder(settings)
-        return compose(
+        composed = compose(
             settings, self.data, folder=folder, cache=cache, workers=self.engine.workers, observer=self.progress
         )
+        check_made_of(folder, composed.made_of)
+        return composed
 
     def _execute(self, composed: Composed) -> None:
         slots = composed.federation.slots
@@ -140,9 +152,17 @@ class _Run:
         rounds = federation.rounds if wanted["federated"] else 0
         observer = _Both(self.progress, self.tracker)
         self.progress.run_started(rounds, also=int(federation.participant is not None))
-        _, self.state = run_rounds(
-            replace(federation, rounds=rounds), grid, nodes, observer=observer, folder=self.folder, stop=self.stop
+        reports, self.state = run_rounds(
+            replace(federation, rounds=rounds),
+            grid,
+            nodes,
+            observer=observer,
+            folder=self.folder,
+            stop=self.stop,
+            resume=self.resume,
         )
+        done = self.state.resumed[-1] if self.resume and self.state.resumed else -1
+        self.seconds_before = sum(report.seconds["total"] for report in reports if report.round <= done)
         if wanted["local_only"]:
             self.progress.message("baseline: each client tunes alone, with the same steps")
             alone = run_local_only(federation, grid, nodes, observer=self.progress, stop=self.stop)
@@ -159,7 +179,9 @@ class _Run:
         folder = self.folder / "baselines" / "whole_model"
         composed = self._compose(whole_model_settings(self.settings), folder)
         quiet = Quietly(self.progress)
-        reports, _ = run_rounds(composed.federation, grid, nodes, observer=quiet, folder=folder, stop=self.stop)
+        reports, _ = run_rounds(
+            composed.federation, grid, nodes, observer=quiet, folder=folder, stop=self.stop, resume=self.resume
+        )
         return reports[-1].evaluations["plug_in"]
 
     def _finish(self) -> dict[str, Any]:
@@ -173,7 +195,7 @@ class _Run:
             status=self.status,
             bundle_bytes=self.composed.bundles["default"].payload_bytes if self.composed else 0,
             rounds_planned=self.settings["rounds"],
-            seconds_total=time.perf_counter() - self.started,
+            seconds_total=self.seconds_before + time.perf_counter() - self.started,
             peak_rss_mib=peak_rss_mib(),
             baselines=self.baselines,
             emulators=self.composed.costs if self.composed else {},
@@ -181,6 +203,8 @@ class _Run:
         if self.composed and self.state and self.settings["export"]:
             self.progress.message("exporting the plugged-in model")
             summary["export"] = export(self.composed, self.state.shared, self.folder / "export")
+        if self.state and self.state.resumed:
+            summary["resumed_after_rounds"] = list(self.state.resumed)
         write_json(self.folder / "summary.json", summary)
         if self.settings["report"]:
             clients = client_table(self.data) if self.data else []
@@ -213,6 +237,7 @@ class _Both:
     def __init__(self, progress: Progress, tracker: Tracker) -> None:
         self._progress = progress
         self._tracker = tracker
+        self.resumed = progress.resumed
         self.round_started = progress.round_started
         self.client_done = progress.client_done
         self.client_failed = progress.client_failed

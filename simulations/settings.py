@@ -18,7 +18,7 @@ from fedpeat.core import ConfigError, content_hash, nearest, shorten
 PACKAGED = Path(__file__).parent / "conf"
 CHECKOUT = Path(__file__).parent.parent / "conf"
 
-NOT_PART_OF_THE_RESULT = ("engine", "tracker", "cache", "export", "report")
+NOT_PART_OF_THE_RESULT = ("engine", "tracker", "cache", "export", "report", "checkpoints")
 """Settings that change how a run is executed, not what it computes: they are not in its hash."""
 
 

@@ -9,8 +9,9 @@ To add one more schedule: a line in `schedules.SCHEDULES`. Optimisers are those 
 from fedpeat.client.optimizers import build_optimizer, optimizer_names
 from fedpeat.client.schedules import SCHEDULES
 from fedpeat.client.spec import Guidance, TrainingSpec
+from fedpeat.client.store import Store
 from fedpeat.client.train import TrainingResult, train, weight_of
-from fedpeat.client.work import Store, Task, Worked, work
+from fedpeat.client.work import Task, Worked, work
 
 __all__ = [
     "SCHEDULES",

@@ -20,8 +20,9 @@ from flwr.clientapp import ClientApp
 from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.client.attack import attacked, poisoned
 from fedpeat.client.spec import TrainingSpec
+from fedpeat.client.store import Store
 from fedpeat.client.train import weight_of
-from fedpeat.client.work import Store, Task, work
+from fedpeat.client.work import Task, work
 from fedpeat.codecs import from_description
 from fedpeat.core import (
     EMULATOR,
@@ -125,7 +126,13 @@ def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
     tuned.fold(without_prefix(FOLD, arrays))
     _realign(tuned, without_prefix(EMULATOR, arrays))
     rows = poisoned(open_rows(Path(job["data"]), client, "train"), job, client)
-    store = Store(job["state_folder"], client)
+    store = Store(
+        job["state_folder"],
+        client,
+        job["round"],
+        resumed=job.get("resumed", ()),
+        oldest=job.get("oldest_kept", 0),
+    )
     task = Task(client, job["local_steps"], job["start_step"], job["total_steps"], job["seed"], job["extras"])
     result = work(
         tuned,

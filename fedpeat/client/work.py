@@ -2,57 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedpeat.client.prefix import Prefix
 from fedpeat.client.spec import Guidance, TrainingSpec
+from fedpeat.client.store import Store
 from fedpeat.client.train import probe_loss, train
-from fedpeat.core import Tensors, UpdateRefused, add, content_hash, read_tensors, subtract, write_tensors, zeros_like
+from fedpeat.core import Tensors, UpdateRefused, add, subtract, zeros_like
 from fedpeat.data import Rows
 from fedpeat.peft import Tuned
-
-
-class Store:
-    """What a client keeps on its disk between rounds: named tensors, a safetensors file each.
-
-    Args:
-        folder: Of all clients; None keeps nothing.
-        client: Whose.
-    """
-
-    def __init__(self, folder: str | Path | None, client: str) -> None:
-        self._folder = None if folder is None else Path(folder) / content_hash(client)
-
-    @property
-    def keeps(self) -> bool:
-        """Whether anything is kept."""
-        return self._folder is not None
-
-    @property
-    def folder(self) -> Path | None:
-        """Where, or None."""
-        return self._folder
-
-    def read(self, what: str) -> dict[str, torch.Tensor]:
-        """Return what was written under this name; nothing if nothing was.
-
-        Raises:
-            StorageError: If the file is damaged.
-        """
-        path = None if self._folder is None else self._folder / f"{what}.safetensors"
-        return {} if path is None or not path.exists() else read_tensors(path)
-
-    def write(self, what: str, tensors: Tensors) -> None:
-        """Keep `tensors` under this name.
-
-        Raises:
-            StorageError: If the disk is full.
-        """
-        if self._folder is not None and tensors:
-            write_tensors(self._folder / f"{what}.safetensors", tensors)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from fedpeat.core.layout import (
     with_prefix,
     without_prefix,
 )
+from fedpeat.core.lock import locked
 from fedpeat.core.memory import peak_gpu_mib, peak_rss_mib
 from fedpeat.core.metrics import METRICS, Metric
 from fedpeat.core.seeds import seed_for
@@ -90,6 +91,7 @@ __all__ = [
     "content_hash",
     "count_bytes",
     "digest",
+    "locked",
     "nearest",
     "norm",
     "peak_gpu_mib",

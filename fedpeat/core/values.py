@@ -190,6 +190,8 @@ class RunState:
         global_step: The federation's step after `round`.
         seed: The run's seed; samplers and all other random choices are derived from it, so they need no state.
         emulator: What re-alignment changed of the emulator, by name; empty without it.
+        resumed: The rounds after which the run was resumed, oldest first: what clients kept of later rounds until then
+            belongs to an attempt that was lost.
     """
 
     round: int
@@ -198,3 +200,4 @@ class RunState:
     global_step: int
     seed: int
     emulator: Tensors = field(default_factory=dict)
+    resumed: tuple[int, ...] = ()

@@ -5,7 +5,7 @@ Evaluation on held-out data, the server's own training, checkpoints and the hist
 To add one more number: a line in `fedpeat.core.METRICS`, its computation where the table says.
 """
 
-from fedpeat.server.checkpoint import read_checkpoint, write_checkpoint
+from fedpeat.server.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
 from fedpeat.server.choices import ChoiceResult, check_normalise, choose
 from fedpeat.server.evaluate import evaluate
 from fedpeat.server.history import History, read_history
@@ -14,6 +14,7 @@ from fedpeat.server.participant import Participant, margins
 
 __all__ = [
     "SERVER",
+    "Checkpoints",
     "ChoiceResult",
     "History",
     "Participant",

@@ -1,13 +1,24 @@
-"""What survives a round, written down: one safetensors file, whole or absent."""
+"""What survives a round, written down: one safetensors file a round, whole or absent."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
 
-from fedpeat.core import GlobalState, RunState, StorageError, read_tensors, with_prefix, without_prefix, write_tensors
+from fedpeat.core import (
+    GlobalState,
+    RunState,
+    StorageError,
+    digest,
+    read_tensors,
+    with_prefix,
+    without_prefix,
+    write_tensors,
+)
 
-FORMAT = "2"
+FORMAT = "3"
 _GLOBAL, _FOLDS, _MEMORY, _EMULATOR = "global/", "folds/", "memory/", "emulator/"
 
 
@@ -29,15 +40,17 @@ def write_checkpoint(path: str | Path, state: RunState) -> None:
         "control_state": dict(state.control_state),
         "global_step": state.global_step,
         "seed": state.seed,
+        "resumed": list(state.resumed),
     }
-    write_tensors(path, tensors, {"format": FORMAT, "state": json.dumps(facts, sort_keys=True)})
+    metadata = {"format": FORMAT, "state": json.dumps(facts, sort_keys=True), "digest": digest(tensors)}
+    write_tensors(path, tensors, metadata)
 
 
 def read_checkpoint(path: str | Path) -> RunState:
     """Return the state written to `path`.
 
     Raises:
-        StorageError: If the file is missing, truncated or not a checkpoint of this format.
+        StorageError: If the file is missing, truncated, altered or not a checkpoint of this format.
     """
     tensors = read_tensors(path)
     with safe_open(str(path), framework="pt") as file:
@@ -46,11 +59,62 @@ def read_checkpoint(path: str | Path) -> RunState:
         raise StorageError(
             f"cannot resume from {path}", f"format {metadata.get('format')!r}", f"this version reads format {FORMAT!r}"
         )
+    if metadata.get("digest") != digest(tensors):
+        raise StorageError(f"cannot resume from {path}", "its tensors were altered", "restore it, or remove it")
     facts = json.loads(metadata["state"])
-
+    facts["resumed"] = tuple(facts["resumed"])
     shared = GlobalState(
         tensors=without_prefix(_GLOBAL, tensors),
         folds=without_prefix(_FOLDS, tensors),
         memory=without_prefix(_MEMORY, tensors),
     )
     return RunState(shared=shared, emulator=without_prefix(_EMULATOR, tensors), **facts)
+
+
+class Checkpoints:
+    """The newest checkpoints of a run, a file a round.
+
+    Args:
+        folder: Where; made when the first is written.
+        keep: How many stay; at least 1.
+    """
+
+    def __init__(self, folder: str | Path, keep: int) -> None:
+        self._folder = Path(folder)
+        self.keep = max(1, keep)
+
+    def write(self, state: RunState) -> None:
+        """Write `state`; only then drop what is too old.
+
+        Raises:
+            StorageError: If the disk is full; the checkpoints before it stay.
+        """
+        write_checkpoint(self._folder / f"round-{state.round:06d}.safetensors", state)
+        for path in self.files()[: -self.keep]:
+            path.unlink(missing_ok=True)
+
+    def files(self) -> list[Path]:
+        """Return the files, the oldest round first."""
+        found = self._folder.glob("round-*.safetensors") if self._folder.is_dir() else ()
+        numbered = [(int(match[1]), path) for path in found if (match := re.fullmatch(r"round-(\d+)", path.stem))]
+        return [path for _, path in sorted(numbered)]
+
+    def newest(self, tell: Callable[[str], None] = lambda _: None) -> RunState | None:
+        """Return the newest state that can be read; None if nothing was written.
+
+        Args:
+            tell: Told of each file that is passed over.
+
+        Raises:
+            StorageError: If there are files and none can be read.
+        """
+        damaged: StorageError | None = None
+        for path in reversed(self.files()):
+            try:
+                return read_checkpoint(path)
+            except StorageError as error:
+                tell(f"{error.asked}: {error.found}; trying the one before it")
+                damaged = error
+        if damaged is not None:
+            raise damaged
+        return None

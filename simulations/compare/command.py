@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedpeat.core import EngineError, StorageError, write_json
+from fedpeat.core import locked, write_json
 from simulations.compare.again import CELLS, PLAN, write_planned
 from simulations.compare.estimate import estimate
 from simulations.compare.grid import Cell, Grid, known_names, make_grid
@@ -105,7 +105,7 @@ def carried_out(
     if work.request.dry_run:
         _tell(work, console)
         return 0
-    with _locked(work.folder) as lock:
+    with locked(work.folder) as lock:
         write_json(work.folder / PLAN, encodable(_plan(work, plan)))
         interrupted = False
         try:
@@ -224,28 +224,3 @@ def _tell(work: Work, console: Console) -> None:
             told = f"about {duration(whole.seconds)} with {work.jobs} at once, {size(whole.bytes)} down and up"
             console.print(Text(f"all {len(work.todo)} cells to run: {told}", style="bold"), soft_wrap=True)
         console.print(Text(found.how), soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock, which worker processes inherit: not even an orphan of a killed command writes here."""
-    import fcntl
-
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}", str(error), "choose another folder=...") from error
-    try:
-        for _ in range(20):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.1)  # workers of a command that was killed end within a moment
-        else:
-            raise EngineError(f"cannot use {folder}", "another command is running there", "wait for it to end")
-        yield handle
-    finally:
-        os.close(handle)

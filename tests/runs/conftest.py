@@ -44,7 +44,7 @@ class Ran:
         """The travelling tensors by canonical name, whatever the checkpoint puts before it."""
         from safetensors.torch import load_file
 
-        stored = load_file(self.folder / "checkpoint" / "state.safetensors")
+        stored = load_file(max((self.folder / "checkpoint").iterdir()))
         names = [name.rpartition("/")[2] for name in stored]
         assert len(names) == len(set(names)), "the checkpoint holds more than the travelling tensors"
         return dict(zip(names, stored.values(), strict=True))
@@ -55,6 +55,16 @@ class Ran:
         from fedpeat.core import digest
 
         return digest(self.tensors)
+
+    @property
+    def state(self):
+        """A hash of all that the server keeps: what a recipe remembers too, but not how often the run was resumed."""
+        from fedpeat.core import digest
+        from fedpeat.server import read_checkpoint
+
+        state = read_checkpoint(max((self.folder / "checkpoint").iterdir()))
+        parts = (state.shared.tensors, state.shared.folds, state.shared.memory, state.emulator)
+        return (*map(digest, parts), state.round, dict(state.control_state), state.global_step, state.seed)
 
     @property
     def losses(self):
@@ -205,7 +215,8 @@ def settings_of():
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         chosen = tuple(item.input_line for item in parsed if item.key_or_group in groups)
         if chosen not in composed:
-            composed[chosen] = load_settings([*chosen, "model.name=not yet"])
+            needed = ["strategy.name=not yet"] if "strategy=flower" in chosen else []
+            composed[chosen] = load_settings([*chosen, "model.name=not yet", *needed])
         made = deepcopy(composed[chosen])
         for item in parsed:
             if item.key_or_group not in groups:

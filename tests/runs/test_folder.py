@@ -36,12 +36,12 @@ def ran(whole, open_run):
 def test_every_file_is_there(whole):
     for name in ("config.yaml", "config.sha", "metrics.jsonl", "summary.json", "report.html", "clients.json"):
         assert (whole / name).stat().st_size > 0, name
-    for name in ("checkpoint/state.safetensors", "export/model/model.safetensors"):
+    for name in ("checkpoint/round-000002.safetensors", "export/model/model.safetensors"):
         assert (whole / name).stat().st_size > 0, name
     pictures = {path.stem for path in (whole / "figures").glob("*.png")}
     assert {"learning_curves", "privacy_margin", "client_loss", "bytes", "seconds", "clients"} <= pictures
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (whole / "figures").glob("*.png"))
-    leftovers = [path for path in whole.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    leftovers = [path for path in whole.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
     assert leftovers == []
 
 

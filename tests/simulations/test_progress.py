@@ -128,7 +128,8 @@ def test_the_live_picture_counts_estimates_and_fits_80_columns(make_reports):
 
 def test_a_resumed_run_goes_on_counting(make_reports):
     with Progress(console=plain(), clock=Clock()) as progress:
-        progress.run_started(10, done=6)
+        progress.run_started(10)
+        progress.resumed(6)
         assert "6/10" in picture(progress)
 
 

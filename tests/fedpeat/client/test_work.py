@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedpeat.client import Guidance, Store, Task, TrainingSpec, train, work
 from fedpeat.client.train import probe_loss
 from fedpeat.client.work import effective_steps
-from fedpeat.core import DataError, StorageError, UpdateRefused, add, digest, subtract, zeros_like
+from fedpeat.core import DataError, UpdateRefused, add, digest, subtract, zeros_like
 from fedpeat.data import Rows
 
 SGD = TrainingSpec(learning_rate=0.05, batch_size=4, optimizer="SGD")
@@ -285,25 +285,3 @@ def test_steps_of_other_optimisers_count_as_one():
     assert effective_steps(ADAM, 7) == effective_steps(SGD, 7) == 7.0
     rmsprop = TrainingSpec(0.1, 8, optimizer="RMSprop", optimizer_options={"momentum": 0.9})
     assert effective_steps(rmsprop, 7) == 7.0
-
-
-def test_a_store_keeps_what_was_written_last(tmp_path):
-    store, tensors = Store(tmp_path, "a"), {"w": torch.ones(2)}
-    assert store.keeps
-    assert store.read("control") == {}
-    store.write("control", tensors)
-    store.write("control", {})  # nothing to keep is no reason to forget
-    assert digest(Store(tmp_path, "a").read("control")) == digest(tensors)
-    assert store.read("optimizer") == {}
-    (path,) = tmp_path.rglob("control.safetensors")
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StorageError):
-        store.read("control")
-
-
-def test_without_a_folder_nothing_is_kept(tmp_path):
-    store = Store(None, "a")
-    store.write("control", {"w": torch.ones(2)})
-    assert not store.keeps
-    assert store.read("control") == {}
-    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,14 @@
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fedpeat.core import GlobalState, RunState, StorageError, digest, write_tensors
-from fedpeat.server import read_checkpoint, write_checkpoint
+from fedpeat.server import Checkpoints, read_checkpoint, write_checkpoint
 
 STATE = RunState(
     round=3,
@@ -46,7 +52,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(StorageError, match="format"):
         read_checkpoint(tmp_path / "other.safetensors")
     write_tensors(tmp_path / "older.safetensors", {"w": torch.zeros(1)}, {"format": "1", "state": "{}"})
-    with pytest.raises(StorageError, match="reads format '2'"):
+    with pytest.raises(StorageError, match="reads format '3'"):
         read_checkpoint(tmp_path / "older.safetensors")
     with pytest.raises(StorageError):
         read_checkpoint(tmp_path / "absent.safetensors")
@@ -55,3 +61,74 @@ def test_other_files_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(StorageError):
         read_checkpoint(path)
+
+
+def test_the_newest_stay_in_order_of_rounds(tmp_path):
+    kept = Checkpoints(tmp_path / "checkpoint", keep=2)
+    assert kept.newest() is None
+    assert kept.files() == []
+    for number in (8, 9, 10, 1_000_000):
+        kept.write(replace(STATE, round=number, resumed=(3, 5)))
+    assert [path.name for path in kept.files()] == ["round-000010.safetensors", "round-1000000.safetensors"]
+    assert kept.newest().round == 1_000_000
+    assert kept.newest().resumed == (3, 5)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_a_damaged_one_is_passed_over_and_said_so(damage, tmp_path):
+    kept, told = Checkpoints(tmp_path, keep=2), []
+    kept.write(replace(STATE, round=1))
+    kept.write(replace(STATE, round=2))
+    newest = kept.files()[-1]
+    if damage == "cut":
+        newest.write_bytes(newest.read_bytes()[:-7])
+    else:
+        blob = newest.read_bytes()
+        newest.write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
+    assert kept.newest(told.append).round == 1
+    assert len(told) == 1
+    assert "round-000002" in told[0]
+    kept.files()[0].write_bytes(b"")
+    with pytest.raises(StorageError, match="round-000001"):
+        kept.newest()
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, monkeypatch):
+    kept = Checkpoints(tmp_path, keep=1)
+    kept.write(replace(STATE, round=1))
+
+    def full(*_args, **_keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedpeat.core.storage.save_file", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        kept.write(replace(STATE, round=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000001.safetensors"]
+    assert kept.newest().round == 1
+
+
+WRITER = """
+import sys, torch
+from fedpeat.core import GlobalState, RunState
+from fedpeat.server import Checkpoints
+
+kept = Checkpoints(sys.argv[1], keep=2)
+for number in range(1, 10**6):
+    kept.write(RunState(number, GlobalState({"w": torch.full((200_000,), float(number))}), {}, number, 0))
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.011, 0.02])
+def test_a_kill_while_writing_leaves_a_whole_checkpoint(delay, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    while int(process.stdout.readline()) < 5:
+        pass
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    said = [int(line) for line in process.stdout.read().split()] or [5]
+    process.wait()
+    state = Checkpoints(tmp_path, keep=2).newest(pytest.fail)
+    assert state.round >= said[-1]
+    assert set(state.shared.tensors["w"].tolist()) == {float(state.round)}

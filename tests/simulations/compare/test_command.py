@@ -9,9 +9,9 @@ import time
 import pytest
 from rich.console import Console
 
-from fedpeat.core import ConfigError, EngineError, StorageError
+from fedpeat.core import ConfigError, EngineError, StorageError, locked
 from simulations.compare.again import report
-from simulations.compare.command import _locked, compare, default_jobs, prepared
+from simulations.compare.command import compare, default_jobs, prepared
 from simulations.compare.watch import Watch
 from simulations.compare.workers import Outcome, Task
 
@@ -187,15 +187,15 @@ def test_no_orphan_outlives_a_killed_command(tmp_path, terminal):
 
 
 def test_two_comparisons_cannot_share_a_folder(tmp_path):
-    with _locked(tmp_path), pytest.raises(EngineError, match="another command"), _locked(tmp_path):
+    with locked(tmp_path), pytest.raises(EngineError, match="another command"), locked(tmp_path):
         pass
-    with _locked(tmp_path):
+    with locked(tmp_path):
         pass
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError), _locked(tmp_path / "file"):
+    with pytest.raises(StorageError), locked(tmp_path / "file"):
         pass
 
 

@@ -1,0 +1,143 @@
+"""The round loop: plan, train, aggregate, evaluate, report, keep."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+
+from fedpeat.core import (
+    EMULATOR,
+    EngineError,
+    Evaluation,
+    RoundPlan,
+    RoundReport,
+    RunState,
+    Tensors,
+    count_bytes,
+    with_prefix,
+)
+from simulations.exchange import exchange
+from simulations.federation import Federation, Observer, strategy_for
+from simulations.keeping import Keeper
+from simulations.round_report import Clock, report_before, report_of
+from strategies import start
+from strategies.flower import RecipeStrategy
+
+
+def run_rounds(
+    federation: Federation,
+    grid: Grid,
+    nodes: Sequence[int],
+    *,
+    observer: Observer,
+    folder: Path | None,
+    stop: threading.Event,
+    resume: bool = False,
+) -> tuple[list[RoundReport], RunState]:
+    """Run all rounds.
+
+    Args:
+        federation: The run.
+        grid: Flower's grid.
+        nodes: Its node ids.
+        observer: Who watches.
+        folder: Where history and checkpoint go as they happen; None to keep nothing.
+        stop: Set to end the run early.
+        resume: Whether to go on from the last checkpoint in `folder`, if there is one.
+
+    Returns:
+        A report for round 0 (before training) and for each round, and the final state.
+
+    Raises:
+        EngineError: If too few clients answered, or a worker died.
+        StorageError: If the disk is full, or nothing can be read of the checkpoints to resume from.
+        Interrupted: If `stop` was set.
+    """
+    strategy = strategy_for(federation, nodes, observer)
+    keeper = Keeper(folder, federation.checkpoints)
+    before = keeper.resume(observer.message) if resume else None
+    reports, state = before or ([], _start(federation))
+    if reports:
+        observer.resumed(state.round)
+    for report, next_state in _rounds(federation, grid, strategy, state, observer, stop, *reports[-1:]):
+        reports.append(report)
+        state = next_state
+        keeper.keep(report, state)
+        observer.round_finished(report)
+    return reports, state
+
+
+def _start(federation: Federation) -> RunState:
+    return RunState(
+        round=0,
+        shared=start(federation.recipe, federation.initial),
+        control_state=federation.control.start(),
+        global_step=0,
+        seed=federation.seed,
+    )
+
+
+def _rounds(
+    federation: Federation,
+    grid: Grid,
+    strategy: RecipeStrategy,
+    state: RunState,
+    observer: Observer,
+    stop: threading.Event,
+    last: RoundReport | None = None,
+) -> Iterator[tuple[RoundReport, RunState]]:
+    report = last or report_before(federation, state.shared)
+    if last is None:
+        yield report, state
+    while state.round < federation.rounds:
+        clock = Clock()
+        plan, control_state = federation.control.choose(report, state.control_state)
+        observer.round_started(plan)
+        emulator = clock.run("evaluate", partial(_realigned, federation, plan, state))
+        oldest = max(0, plan.round - federation.checkpoints)
+        strategy.job = {**federation.job, "resumed": state.resumed, "oldest_kept": oldest}
+        strategy.begin(plan, state.shared, with_prefix(EMULATOR, emulator))
+        clock.run("train", lambda plan=plan: train_round(federation, grid, strategy, plan, stop))
+        clock.parts["wire"] += strategy.wire_seconds
+        done = strategy.aggregation
+        if done is None:
+            raise EngineError(f"round {plan.round} has no outcome", "no aggregation", "run with FEDPEAT_DEBUG=1")
+        state = replace(
+            state,
+            round=plan.round,
+            shared=done.state,
+            control_state=control_state,
+            global_step=int(control_state["global_step"]),
+            emulator=emulator,
+        )
+        due = plan.round % federation.evaluate_every == 0 or plan.round == federation.rounds
+        evaluations: dict[str, Evaluation] = {}
+        if due:
+            now = clock.run("evaluate", lambda now=state: federation.evaluate(now.shared, now.resumed))
+            evaluations = {**federation.zero_shot, **now}
+        report = report_of(plan, strategy, evaluations, clock)
+        yield report, state
+
+
+def _realigned(federation: Federation, plan: RoundPlan, state: RunState) -> Tensors:
+    """Return what is changed of the emulator in a round, and change the server's own."""
+    if federation.realignment is None:
+        return {}
+    changes = federation.realignment(plan.round, state.shared, state.emulator)
+    federation.realignment.apply(changes)
+    return changes
+
+
+def train_round(
+    federation: Federation, grid: Grid, strategy: RecipeStrategy, plan: RoundPlan, stop: threading.Event
+) -> None:
+    """Send a plan's work out and fold what comes back; the outcome is `strategy.aggregation`."""
+    messages = strategy.configure_train(plan.round, ArrayRecord(), ConfigRecord(), grid)
+    state = strategy.situation.state
+    window = federation.window_of(sum(map(count_bytes, (state.tensors, state.folds, strategy.also))))
+    replies = exchange(grid, messages, window=window, timeout_seconds=federation.timeout_seconds, stop=stop)
+    strategy.aggregate_train(plan.round, replies)
