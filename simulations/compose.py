@@ -24,7 +24,7 @@ from simulations.evaluation import Evaluator, evaluator_of
 from simulations.extraction import check_extraction
 from simulations.federation import Federation, Observer
 from simulations.ladder import assigned
-from simulations.participation import check_prefix, control_of, participant_of, spec_of
+from simulations.participation import check_prefix, control_of, limits_of, participant_of, spec_of
 from simulations.realignment import realignment_of
 from simulations.unfreezing import Unfreezing, check_policy
 from simulations.zero_shot import cached_evaluation
@@ -133,6 +133,7 @@ def compose(
         evaluate_every=max(1, settings["evaluate_every"]),
         min_replies=settings["round"]["min_replies"],
         timeout_seconds=settings["round"]["timeout_seconds"],
+        limits=limits_of(settings, data),
         checkpoints=settings["checkpoints"],
         workers=workers,
         seed=settings["seed"],

@@ -25,6 +25,7 @@ from simulations.realignment import Realignment
 from simulations.unfreezing import Unfreezing
 from strategies import Recipe
 from strategies.flower import RecipeStrategy
+from strategies.limits import Limits
 
 WINDOW_BYTES = 64 * 2**20
 """Most bytes of messages on their way at once, so that memory does not grow with the clients of a round."""
@@ -84,6 +85,7 @@ class Federation:
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
         min_replies: Fewest usable client updates of a round.
         timeout_seconds: How long a round may last, or None.
+        limits: What one client may claim in a round.
         checkpoints: How many of the newest checkpoints stay on the disk.
         workers: How many clients can run at once.
         seed: The run's seed.
@@ -111,6 +113,7 @@ class Federation:
     exactness: bool = False
     unfreezing: Unfreezing = field(default_factory=Unfreezing)
     realignment: Realignment | None = None
+    limits: Limits = field(default_factory=Limits)
     checkpoints: int = 2
 
     @property
@@ -216,5 +219,6 @@ def strategy_for(
         exactness=federation.exactness and not local,
         min_replies=1 if local else federation.min_replies,
         timeout_seconds=federation.timeout_seconds,
+        limits=federation.limits,
         observer=told,
     )

@@ -1,6 +1,7 @@
 """Who takes part in a round, and how each trains: devices by a controller, and the server."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from fedpeat.client import TrainingSpec, build_optimizer
@@ -12,6 +13,7 @@ from fedpeat.peft import Tuned
 from fedpeat.server import Participant
 from simulations.ladder import named_emulators
 from strategies import Recipe
+from strategies.limits import Limits
 
 Settings = Mapping[str, Any]
 
@@ -93,6 +95,26 @@ def control_of(settings: Settings, data: FederatedData, recipe: Recipe) -> Fixed
         local_steps_of=control["local_steps"],
         emulator_of=named_emulators(settings),
         rank_of=control["rank"],
+    )
+
+
+def limits_of(settings: Settings, data: FederatedData) -> Limits:
+    """Return what one client may claim in a round, from what it holds and is asked to do.
+
+    Raises:
+        ConfigError: If a bound is not above 0, or the share above 1.
+    """
+    asked, client = settings["round"], settings["client"]
+    for key, most in (("max_update_norm", inf), ("max_weight_share", 1.0)):
+        if asked[key] is not None and not 0 < asked[key] <= most:
+            found = "it must be above 0" if most == inf else "it is a share: above 0, at most 1"
+            raise ConfigError(f"cannot use round.{key}={asked[key]}", found, "or null for no bound")
+    rows = {one.name: one.rows for one in data.clients}
+    return Limits(
+        update_norm=asked["max_update_norm"],
+        rows={**rows, POOLED: sum(rows.values())},
+        tokens_a_step=client["batch_size"] * client["accumulate"] * data.block_size,
+        weight_share=asked["max_weight_share"],
     )
 
 

@@ -84,6 +84,7 @@ def report_of(
             "peak_rss_mib": max([peak_rss_mib(), *workers]),
             "peak_gpu_mib": peak_gpu_mib(),
             "global_step": float(plan.start_step),
+            "weights_cut": float(len(strategy.cut)),
             **({} if done is None or done.error is None else {"aggregation_error": done.error}),
             **margins_of(evaluations),
         },

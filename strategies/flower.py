@@ -26,6 +26,7 @@ from fedpeat.core import (
 )
 from fedpeat.wire import read_failure, read_update, to_arrays, train_message
 from strategies.aggregate import Aggregation, aggregate, seen_by_recipe
+from strategies.limits import Limits
 from strategies.recipe import Recipe
 from strategies.reducers import Situation
 from strategies.traffic import checked, tensors_down, tensors_up
@@ -53,6 +54,7 @@ class RecipeStrategy(Strategy):
         exactness: Whether to measure how near each step on LoRA is to the mean of the clients' products.
         min_replies: Fewest usable client updates of a round.
         timeout_seconds: How long a round may last.
+        limits: What one client may claim.
         observer: Told of each update and failure as it comes.
     """
 
@@ -71,6 +73,7 @@ class RecipeStrategy(Strategy):
         exactness: bool = False,
         min_replies: int = 1,
         timeout_seconds: float | None = None,
+        limits: Limits | None = None,
         observer: Observer = lambda _: None,
     ) -> None:
         self.recipe = recipe
@@ -82,8 +85,10 @@ class RecipeStrategy(Strategy):
         self.exactness = exactness
         self.min_replies = min_replies
         self.timeout_seconds = timeout_seconds
+        self.limits = limits or Limits()
         self.observer = observer
         self.failures: list[ClientFailure] = []
+        self.cut: list[str] = []
         self.aggregation: Aggregation | None = None
         self.situation = Situation(0, GlobalState({}), layout or Layout(), population, seed)
         self.plan: RoundPlan | None = None
@@ -96,7 +101,7 @@ class RecipeStrategy(Strategy):
         self.plan = plan
         self.also = also or {}
         self.situation = replace(self.situation, round=plan.round, state=state)
-        self.failures = []
+        self.failures, self.cut = [], []
         self.aggregation = None
         self.wire_seconds = 0.0
         self.bytes_down = {}
@@ -173,6 +178,9 @@ class RecipeStrategy(Strategy):
             half=self._half(device),
             codec=self.codec,
         )
+        devices = self._plan(self.situation.round).devices
+        update, cut = self.limits.applied(update, device, devices, self.recipe.weight_by)
+        self.cut += [device.client] if cut else []
         self.wire_seconds += time.perf_counter() - begin
         return update
 
