@@ -32,3 +32,18 @@ def test_a_section_of_the_simulation_benchmark_runs(section, tmp_path):
 @pytest.mark.slow
 def test_the_aggregation_benchmark_runs(tmp_path):
     assert measured(tmp_path, "aggregation.py", "--small")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_devices_runs(tmp_path):
+    costs, brings, memory = measured(tmp_path, "devices.py", "--small", "--device", "cpu")["sections"]
+    bare, full, lora, adapter, emulated, gradients, last, kept, int8 = costs["rows"]
+    assert all(row["s/step"] > 0 and row["peak MiB"] > 0 for row in costs["rows"])
+    # A device's bytes and what is counted do not depend on the machine.
+    assert full["sends MiB/round"] == full["receives MiB"] == bare["receives MiB"]
+    assert full["sends MiB/round"] > adapter["sends MiB/round"] > lora["sends MiB/round"] > emulated["sends MiB/round"]
+    assert lora["receives MiB"] > emulated["receives MiB"] == last["receives MiB"] > int8["receives MiB"]
+    assert full["counted MiB"] > gradients["counted MiB"] > emulated["counted MiB"] > last["counted MiB"]
+    assert brings["facts"]["hidden states kept, MiB"] * 2**20 == 128 + 2 * 16 * 64 * 4  # a batch of 2 rows, fp32
+    assert len(memory["rows"]) == len(costs["rows"]) - 1
+    assert kept["counted MiB"] == last["counted MiB"]

@@ -25,7 +25,7 @@ def test_without_bounds_anything_passes_untouched():
 
 @pytest.mark.parametrize("made", [update(size=1.001e6), update(extras={"w": torch.tensor([-2e6])})])
 def test_absurd_norms_are_refused_by_default(made):
-    with pytest.raises(UpdateRefused, match="norm of at most round.max_update_norm=1e\\+06; it has"):
+    with pytest.raises(UpdateRefused, match=r"norm of at most round.max_update_norm=1e\+06; it has"):
         applied(Limits(), made)
 
 
