@@ -171,7 +171,8 @@ def test_a_report_counts_bytes_tokens_and_what_was_measured():
         "shy": {"weight": 1.0, "bytes_up": 8.0},  # an update may come without the usual metrics
     }
     done = SimpleNamespace(clients=clients, update_norm=0.5, error=0.25)
-    strategy = SimpleNamespace(aggregation=done, bytes_down={"ann": 100, "shy": 50, "late": 100}, failures=[])
+    down = {"ann": 100, "shy": 50, "late": 100}
+    strategy = SimpleNamespace(aggregation=done, bytes_down=down, failures=[], cut=["shy"])
     losses = {name: Evaluation(loss, 0.5, 9) for name, loss in (("emulator_tuned", 3.5), ("plug_in", 3.25))}
     report = report_of(RoundPlan(2, 6, 9, ()), strategy, losses, Clock())
     assert (report.bytes_down, report.bytes_up) == (250, 48)
@@ -182,5 +183,6 @@ def test_a_report_counts_bytes_tokens_and_what_was_measured():
     assert report.metrics["privacy_margin"] == 0.25
     assert report.metrics["peak_rss_mib"] == 1e9
     assert report.metrics["global_step"] == 6.0
+    assert report.metrics["weights_cut"] == 1.0
     done.error = None
     assert "aggregation_error" not in report_of(RoundPlan(2, 6, 9, ()), strategy, {}, Clock()).metrics

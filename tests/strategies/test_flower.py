@@ -24,10 +24,12 @@ from strategies import aggregate, start
 from strategies.flower import RecipeStrategy
 from strategies.folding import fed_ex_lora, flora
 from strategies.general import fed_avg
+from strategies.limits import Limits
 from strategies.lora import ffa_lora
 from tests.federations import make_layout, make_situation, make_state
 
 START = {"w": torch.zeros(2), "b": torch.zeros(1)}
+CUTS = Limits(tokens_a_step=1, weight_share=0.1)
 app = ClientApp()
 
 
@@ -50,6 +52,8 @@ def misbehave(message, _context):
         "stale": update(name, ones, server_round=7),
         "thief": update("somebody", ones),
         "weight": update(name, ones, weight=float("nan")),
+        "heavy": update(name, ones, weight=31.0),
+        "huge": update(name, {**ones, "w": torch.tensor([0.0, 11.0])}),
         "codec": dataclasses.replace(update(name, ones), encoding={"name": "bf16"}),
         "variates": dataclasses.replace(update(name, ones), extras=ones),
     }
@@ -259,3 +263,18 @@ def test_a_new_round_starts_afresh():
     assert (strategy.failures, strategy.aggregation, strategy.bytes_down) == ([], None, {})
     assert strategy.situation.round == 2
     assert strategy.situation.layout is LAYOUT
+
+
+def test_who_claims_too_much_is_refused_or_cut_and_counted():
+    """`fed_avg()` weighs by tokens: three steps of 10 tokens may weigh 30; `heavy` says 31, all others 1."""
+    plans = [DevicePlan(name, local_steps=3) for name in ("heavy", "huge", "good")]
+    strategy, *_ = run(plans, limits=Limits(update_norm=10.0, tokens_a_step=10))
+    assert set(strategy.aggregation.clients) == {"good"}
+    assert {failure.client: failure.kind for failure in strategy.failures} == {"heavy": "refused", "huge": "refused"}
+    said = {failure.client: failure.reason for failure in strategy.failures}
+    assert "may weigh 30 tokens at most" in said["heavy"]
+    assert "round.max_update_norm=10" in said["huge"]
+    assert strategy.cut == []
+    strategy, *_ = run([DevicePlan(name, local_steps=2) for name in ("good", "fine")], limits=CUTS)
+    assert strategy.cut == ["fine", "good"]
+    assert strategy.aggregation.clients["fine"]["weight"] == pytest.approx(0.4)
