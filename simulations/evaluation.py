@@ -79,17 +79,20 @@ class Personal:
     rows: Mapping[str, Rows]
     folder: str
 
-    def __call__(self, full: Tuned, evaluator: Evaluator, resumed: Sequence[int] = ()) -> Evaluation:
+    def __call__(
+        self, full: Tuned, evaluator: Evaluator, counted: Mapping[str, Sequence[int]] | None = None
+    ) -> Evaluation:
         """Return the evaluation over all clients' rows, weighted by tokens.
 
         Args:
             full: The full model, tuned to the global state; it is afterwards too.
             evaluator: How to score.
-            resumed: The rounds after which the run was resumed.
+            counted: The rounds in which each client's update counted, by name; None for whatever was written last.
         """
         shared, parts = full.read(), []
         for client, rows in self.rows.items():
-            kept = Store(self.folder, client, resumed=resumed).read("personal")
+            rounds = None if counted is None else counted.get(client, ())
+            kept = Store(self.folder, client, counted=rounds).read("personal")
             full.write({**shared, **{name: tensor for name, tensor in kept.items() if name in shared}})
             parts.append(evaluator(full.model, rows))
         full.write(shared)

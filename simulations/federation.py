@@ -145,12 +145,12 @@ class Federation:
         """Flower nodes to start: each message on its way has its own."""
         return min(self.window, len(self.control.clients))
 
-    def evaluate(self, state: GlobalState, resumed: Sequence[int] = ()) -> dict[str, Evaluation]:
+    def evaluate(self, state: GlobalState, counted: Mapping[str, Sequence[int]] | None = None) -> dict[str, Evaluation]:
         """Return evaluations of the plug-in model and of each emulated one, tuned to `state`.
 
         Args:
             state: What the federation has learnt.
-            resumed: The rounds after which the run was resumed (for what clients kept since).
+            counted: The rounds in which each client's update counted, by name (for what clients keep).
         """
         results = {"plug_in": self.evaluator(self.plug_in(state).model)}
         for key, tuned in self.emulated.items():
@@ -158,7 +158,7 @@ class Federation:
             results[name] = self.evaluator(put_into(tuned, state).model)
         results.setdefault("emulator_tuned", results["plug_in"])
         if self.personal is not None:
-            results["personal"] = self.personal(self.plug_in(state), self.evaluator, resumed)
+            results["personal"] = self.personal(self.plug_in(state), self.evaluator, counted)
         return results
 
     def plug_in(self, state: GlobalState) -> Tuned:

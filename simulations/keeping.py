@@ -54,7 +54,6 @@ class Keeper:
                 "restore metrics.jsonl",
             )
         state = replace(state, resumed=(*state.resumed, state.round))
-        self._checkpoints.write(state)  # before any client is asked again: two attempts must not have one number
         return reports, state
 
     def keep(self, report: RoundReport, state: RunState) -> None:

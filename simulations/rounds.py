@@ -1,7 +1,7 @@
 """The round loop: plan, train, aggregate, evaluate, report, keep."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from fedpeat.core import (
     count_bytes,
     with_prefix,
 )
+from fedpeat.server import SERVER
 from simulations.exchange import exchange
 from simulations.federation import Federation, Observer, strategy_for
 from simulations.keeping import Keeper
@@ -98,9 +99,7 @@ def _rounds(
         plan, control_state = federation.control.choose(report, state.control_state)
         observer.round_started(plan)
         emulator = clock.run("evaluate", partial(_realigned, federation, plan, state))
-        oldest = max(0, plan.round - federation.checkpoints)
-        strategy.job = {**federation.job, "resumed": state.resumed, "oldest_kept": oldest}
-        strategy.begin(plan, state.shared, with_prefix(EMULATOR, emulator))
+        strategy.begin(plan, state.shared, with_prefix(EMULATOR, emulator), state.counted)
         clock.run("train", lambda plan=plan: train_round(federation, grid, strategy, plan, stop))
         clock.parts["wire"] += strategy.wire_seconds
         done = strategy.aggregation
@@ -113,14 +112,28 @@ def _rounds(
             control_state=control_state,
             global_step=int(control_state["global_step"]),
             emulator=emulator,
+            counted=_counted(state, done.clients, plan.round, federation.checkpoints),
         )
         due = plan.round % federation.evaluate_every == 0 or plan.round == federation.rounds
         evaluations: dict[str, Evaluation] = {}
         if due:
-            now = clock.run("evaluate", lambda now=state: federation.evaluate(now.shared, now.resumed))
+            now = clock.run("evaluate", lambda now=state: federation.evaluate(now.shared, now.counted))
             evaluations = {**federation.zero_shot, **now}
         report = report_of(plan, strategy, evaluations, clock)
         yield report, state
+
+
+def _counted(
+    state: RunState, clients: Iterable[str], server_round: int, checkpoints: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the rounds that counted, by client, back to the last one before the oldest checkpoint that is kept."""
+    after, oldest = dict(state.counted), server_round - checkpoints + 1
+    for client in clients:
+        if client != SERVER:
+            rounds = (*after.get(client, ()), server_round)
+            settled = [number for number in rounds if number <= oldest][-1:]
+            after[client] = (*settled, *(number for number in rounds if number > oldest))
+    return after
 
 
 def _realigned(federation: Federation, plan: RoundPlan, state: RunState) -> Tensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -92,13 +92,28 @@ class RecipeStrategy(Strategy):
         self.aggregation: Aggregation | None = None
         self.situation = Situation(0, GlobalState({}), layout or Layout(), population, seed)
         self.plan: RoundPlan | None = None
+        self.counted: Mapping[str, Sequence[int]] = {}
         self.also: Tensors = {}
         self.wire_seconds = 0.0
         self.bytes_down: dict[str, int] = {}
 
-    def begin(self, plan: RoundPlan, state: GlobalState, also: Tensors | None = None) -> None:
-        """Set what the next round starts from, and what goes down to all devices beside what the recipe sends."""
+    def begin(
+        self,
+        plan: RoundPlan,
+        state: GlobalState,
+        also: Tensors | None = None,
+        counted: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """Set what the next round starts from.
+
+        Args:
+            plan: Of the round.
+            state: Global, before it.
+            also: What goes down to all devices beside what the recipe sends.
+            counted: The rounds in which a client's update counted, by name: what it keeps goes on from the last.
+        """
         self.plan = plan
+        self.counted = counted or {}
         self.also = also or {}
         self.situation = replace(self.situation, round=plan.round, state=state)
         self.failures, self.cut = [], []
@@ -141,6 +156,7 @@ class RecipeStrategy(Strategy):
             "weight_by": self.recipe.weight_by,
             "codec": dict(self.codec.description),
             "extras": self._half(device),
+            "counted": list(self.counted.get(device.client, ())),
         }
         return {**self.job, **facts, **asdict(device), **own, **self.job_of(device)}
 

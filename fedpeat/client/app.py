@@ -126,13 +126,7 @@ def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
     tuned.fold(without_prefix(FOLD, arrays))
     _realign(tuned, without_prefix(EMULATOR, arrays))
     rows = poisoned(open_rows(Path(job["data"]), client, "train"), job, client)
-    store = Store(
-        job["state_folder"],
-        client,
-        job["round"],
-        resumed=job.get("resumed", ()),
-        oldest=job.get("oldest_kept", 0),
-    )
+    store = Store(job["state_folder"], client, job["round"], job.get("counted"))
     task = Task(client, job["local_steps"], job["start_step"], job["total_steps"], job["seed"], job["extras"])
     result = work(
         tuned,
@@ -175,6 +169,8 @@ def encoded(update: ClientUpdate, job: dict[str, Any], store: Store) -> ClientUp
     """Return `update` as the job's codec sends it; the codec's memory goes on from, and into, the client's store."""
     codec = from_description(job["codec"])
     state = store.read("codec") if codec.stateful else {}
+    if codec.stateful and store.lost("codec"):
+        update = replace(update, metrics={**update.metrics, "state_lost": 1.0})
     state = {name: value for name, value in state.items() if name in update.delta}
     state = {**codec.start(update.delta), **state}
     seed = seed_for(job["seed"], "codec", update.client, update.round)

@@ -3,59 +3,35 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from fedpeat.core import Tensors, content_hash, read_tensors, write_tensors
 
-_VERSION = re.compile(r"(.+?)\.round-(\d+)\.attempt-(\d+)\.safetensors")
-
-
-class Version(NamedTuple):
-    """A file of a store: the round that wrote it, and how often the run had been resumed by then."""
-
-    round: int
-    attempt: int
-    path: Path
-
-    def counts(self, resumed: Sequence[int]) -> bool:
-        """Return whether it belongs to the run: no later resume went back to before it.
-
-        >>> [Version(number, 0, Path()).counts([4]) for number in (4, 5)]
-        [True, False]
-        """
-        return self.attempt <= len(resumed) and all(self.round <= last for last in resumed[self.attempt :])
+_VERSION = re.compile(r"(.+)\.round-(\d+)\.safetensors")
 
 
 class Store:
     """Named tensors, a safetensors file for each round that wrote any.
 
-    A run that is killed does its last round again after it was resumed: it must find what there was before that round,
-    not what the lost attempt left. So each round writes files of its own, and older ones stay as long as the run may
-    yet be resumed from before them.
+    A client cannot know whether its update counted: it may have come too late, been refused, or the server was killed
+    before it wrote its checkpoint. The server says so with the next job, and the client goes on from what it wrote in
+    the last round that counted.
 
     Args:
         folder: Of all clients; None keeps nothing.
         client: Whose.
-        server_round: The round that is worked on; None for whatever is newest.
-        resumed: The rounds after which the run was resumed, oldest first.
-        oldest: The earliest round that the run may yet be resumed after.
+        server_round: The round that is worked on.
+        counted: The rounds in which this client's update counted, as far back as the run may yet be resumed from;
+            None for whatever was written last.
     """
 
     def __init__(
-        self,
-        folder: str | Path | None,
-        client: str,
-        server_round: int | None = None,
-        *,
-        resumed: Sequence[int] = (),
-        oldest: int = 0,
+        self, folder: str | Path | None, client: str, server_round: int = 0, counted: Sequence[int] | None = None
     ) -> None:
         self._folder = None if folder is None else Path(folder) / content_hash(client)
         self._round = server_round
-        self._resumed = tuple(resumed)
-        self._oldest = oldest
+        self._counted = counted
 
     @property
     def keeps(self) -> bool:
@@ -68,17 +44,18 @@ class Store:
         return self._folder
 
     def read(self, what: str) -> dict[str, torch.Tensor]:
-        """Return what was last written under this name before the round; nothing if nothing was.
+        """Return what was written under this name in the last round that counted; nothing if nothing was.
 
         Raises:
             StorageError: If the file is damaged.
         """
-        usable = [
-            version
-            for version in self._versions(what)
-            if version.counts(self._resumed) and (self._round is None or version.round < self._round)
-        ]
-        return read_tensors(max(usable).path) if usable else {}
+        versions = self._versions(what)
+        wanted = max(versions if self._counted is None else self._counted, default=None)
+        return read_tensors(versions[wanted]) if wanted in versions else {}
+
+    def lost(self, what: str) -> bool:
+        """Return whether something was written under this name in a round that counted, and is gone."""
+        return bool(self._counted) and max(self._counted) not in self._versions(what)
 
     def write(self, what: str, tensors: Tensors) -> None:
         """Keep `tensors` under this name, and drop what no resumed run could ask for.
@@ -88,16 +65,13 @@ class Store:
         """
         if self._folder is None or not tensors:
             return
-        name = f"{what}.round-{self._round or 0}.attempt-{len(self._resumed)}.safetensors"
-        write_tensors(self._folder / name, tensors)
-        counting = [version for version in self._versions(what) if version.counts(self._resumed)]
-        settled = [version for version in counting if version.round <= self._oldest]
-        keep = {version for version in counting if version.round > self._oldest} | set(sorted(settled)[-1:])
-        for version in self._versions(what):
-            if version not in keep:
-                version.path.unlink(missing_ok=True)
+        write_tensors(self._folder / f"{what}.round-{self._round}.safetensors", tensors)
+        for number, path in self._versions(what).items():
+            if number != self._round and number not in (self._counted or ()):
+                path.unlink(missing_ok=True)
 
-    def _versions(self, what: str) -> list[Version]:
-        found = [] if self._folder is None else sorted(self._folder.glob(f"{what}.round-*.safetensors"))
+    def _versions(self, what: str) -> dict[int, Path]:
+        """Return the files by round."""
+        found = () if self._folder is None else self._folder.glob("*.safetensors")
         matches = [(match, path) for path in found if (match := _VERSION.fullmatch(path.name))]
-        return [Version(int(match[2]), int(match[3]), path) for match, path in matches if match[1] == what]
+        return {int(match[2]): path for match, path in matches if match[1] == what}

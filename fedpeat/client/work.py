@@ -72,6 +72,7 @@ def work(
     half, layout = task.half, tuned.layout
     personal = layout.names(half.get("personal", ()))
     kept = store.read("personal")
+    lost = bool(personal and store.lost("personal")) or bool(half.get("control_variates") and store.lost("control"))
     start = {**tuned.initial, **{name: kept[name] for name in personal if name in kept}, **tensors}
     _check_sent(tuned, tensors, personal | layout.names(half.get("fixed", ())))
     tuned.write(start)
@@ -108,6 +109,8 @@ def work(
         store.write("control", result.mean_gradient)
     delta = {name: value for name, value in result.delta.items() if name not in personal}
     metrics |= {**result.metrics, "effective_steps": effective_steps(spec, task.steps)}
+    if lost:
+        metrics["state_lost"] = 1.0
     return Worked(delta, change, metrics)
 
 

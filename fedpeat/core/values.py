@@ -190,8 +190,9 @@ class RunState:
         global_step: The federation's step after `round`.
         seed: The run's seed; samplers and all other random choices are derived from it, so they need no state.
         emulator: What re-alignment changed of the emulator, by name; empty without it.
-        resumed: The rounds after which the run was resumed, oldest first: what clients kept of later rounds until then
-            belongs to an attempt that was lost.
+        counted: The rounds in which a client's update counted, by name, as far back as the run may be resumed from: the
+            index to what clients keep on their own disks.
+        resumed: The rounds after which the run was resumed, oldest first.
     """
 
     round: int
@@ -200,4 +201,5 @@ class RunState:
     global_step: int
     seed: int
     emulator: Tensors = field(default_factory=dict)
+    counted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     resumed: tuple[int, ...] = ()

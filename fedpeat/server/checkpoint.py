@@ -40,6 +40,7 @@ def write_checkpoint(path: str | Path, state: RunState) -> None:
         "control_state": dict(state.control_state),
         "global_step": state.global_step,
         "seed": state.seed,
+        "counted": {client: list(rounds) for client, rounds in state.counted.items()},
         "resumed": list(state.resumed),
     }
     metadata = {"format": FORMAT, "state": json.dumps(facts, sort_keys=True), "digest": digest(tensors)}
@@ -62,6 +63,7 @@ def read_checkpoint(path: str | Path) -> RunState:
     if metadata.get("digest") != digest(tensors):
         raise StorageError(f"cannot resume from {path}", "its tensors were altered", "restore it, or remove it")
     facts = json.loads(metadata["state"])
+    facts["counted"] = {client: tuple(rounds) for client, rounds in facts["counted"].items()}
     facts["resumed"] = tuple(facts["resumed"])
     shared = GlobalState(
         tensors=without_prefix(_GLOBAL, tensors),

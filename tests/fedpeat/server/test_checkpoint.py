@@ -68,10 +68,11 @@ def test_the_newest_stay_in_order_of_rounds(tmp_path):
     assert kept.newest() is None
     assert kept.files() == []
     for number in (8, 9, 10, 1_000_000):
-        kept.write(replace(STATE, round=number, resumed=(3, 5)))
+        kept.write(replace(STATE, round=number, counted={"ann": (2, 3)}, resumed=(3, 5)))
     assert [path.name for path in kept.files()] == ["round-000010.safetensors", "round-1000000.safetensors"]
     assert kept.newest().round == 1_000_000
     assert kept.newest().resumed == (3, 5)
+    assert kept.newest().counted == {"ann": (2, 3)}
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered"])
