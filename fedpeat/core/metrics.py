@@ -150,6 +150,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "tokens_per_second", "tokens/s", "simulations", "up", "Trained tokens of all participants over seconds.train."
     ),
+    Metric(
+        "state_lost",
+        "1",
+        "fedpeat.client",
+        "",
+        "1 for a client that no longer has what it kept on its disk for the recipe or codec, and began it anew.",
+    ),
     Metric("weights_cut", "clients", "strategies", "", "Clients whose weight was cut to `round.max_weight_share`."),
     Metric("update_norm", "1", "strategies", "", "Euclidean norm of the step taken by the global state."),
     Metric(

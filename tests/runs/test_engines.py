@@ -17,6 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from simulations.keeping import settings_to_resume
+from simulations.run import simulate
+
 pytestmark = pytest.mark.slow
 
 RAY = ("engine=ray", "engine.memory_mib=100")
@@ -197,7 +200,7 @@ def rounds_in(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def test_a_worker_that_is_killed_ends_the_run_with_advice(start, open_run):
+def test_a_worker_that_is_killed_ends_the_run_with_advice_and_it_goes_on(start, open_run, run):
     with start(*LONG, *RAY, "engine.workers=1") as (process, folder):
         wait_until(lambda: rounds_in(folder) > 2 or process.poll() is not None)
         assert process.poll() is None, process.communicate()
@@ -209,7 +212,10 @@ def test_a_worker_that_is_killed_ends_the_run_with_advice(start, open_run):
     assert "Traceback" not in err
     ran = open_run(folder)
     assert ran.summary["status"] == "failed"
-    assert 1 < ran.summary["rounds"] < 500
+    done = ran.summary["rounds"]
+    assert 1 < done < 500
+    simulate(settings_to_resume(folder, ["engine=serial", f"rounds={done + 2}"]), folder, resume=True)
+    assert open_run(folder).state == run(*LONG[1:], f"rounds={done + 2}").state
 
 
 def open_history(folder):

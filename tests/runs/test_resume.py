@@ -1,6 +1,8 @@
 """A run that was killed, wherever, ends in the same bytes as one that was not."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,3 +202,36 @@ def test_killed_at_random_points(engine, strategy, tiny, run, open_run, tmp_path
     assert found.state == run(*overrides).state
     assert len(found.summary["resumed_after_rounds"]) == 2
     assert yaml.safe_load((folder / "config.yaml").read_text())["engine"]["_target_"].endswith(engine)
+
+
+def test_a_full_disk_ends_a_run_that_can_go_on(settings_of, tiny, run, open_run, monkeypatch, tmp_path):
+    from fedpeat.core import storage
+
+    settings, save = settings_of(tuple(tiny("rounds=3"))), storage.save_file
+
+    def full(tensors, path, **keywords):
+        if "round-000002" in str(path):
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(tensors, path, **keywords)
+
+    monkeypatch.setattr(storage, "save_file", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        simulate(settings, tmp_path)
+    assert open_run(tmp_path).summary["status"] == "failed"
+    monkeypatch.setattr(storage, "save_file", save)
+    simulate(settings_to_resume(tmp_path, []), tmp_path, resume=True)
+    assert open_run(tmp_path).state == run("rounds=3").state
+    assert [line["round"] for line in open_run(tmp_path).rounds] == [0, 1, 2, 3]
+
+
+def test_a_client_whose_disk_was_emptied_is_named(run, tiny, settings_of, tmp_path):
+    settings = settings_of(tuple(tiny("strategy=scaffold", "rounds=2")))
+    simulate(settings, tmp_path)
+    shutil.rmtree(tmp_path / "clients")
+    simulate(settings_to_resume(tmp_path, ["rounds=3"]), tmp_path, resume=True)
+    *_, last = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert {name: metrics["state_lost"] for name, metrics in last["clients"].items()} == dict.fromkeys(
+        ("ann", "bob", "eve"), 1.0
+    )
+    assert "state_lost" not in run("strategy=scaffold", "rounds=2").rounds[-1]["clients"]["ann"]
