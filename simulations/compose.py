@@ -25,6 +25,7 @@ from simulations.extraction import check_extraction
 from simulations.federation import Federation, Observer
 from simulations.ladder import assigned
 from simulations.participation import check_prefix, control_of, limits_of, participant_of, spec_of
+from simulations.privacy import privacy_of
 from simulations.realignment import realignment_of
 from simulations.unfreezing import Unfreezing, check_policy
 from simulations.zero_shot import cached_evaluation
@@ -47,6 +48,7 @@ class Composed:
         data: The partitioned data.
         costs: What each emulator is and takes, by key.
         made_of: Hashes of what the run rests on, by name.
+        privacy: What is known of its differential privacy before it runs; None without.
     """
 
     federation: Federation
@@ -56,6 +58,7 @@ class Composed:
     data: FederatedData
     costs: Costs
     made_of: Mapping[str, str]
+    privacy: Mapping[str, Any] | None = None
 
 
 def compose(
@@ -82,6 +85,8 @@ def compose(
     split = make_split(find_blocks(loaded.model).count, **settings["model"]["split"])
     recipe: Recipe = built(settings["strategy"])
     control = control_of(settings, data, recipe)
+    privacy = privacy_of(settings, recipe, control)
+    recipe, control = privacy.recipe, privacy.control
     evaluation = settings["evaluation"]
     evaluator = evaluator_of(evaluation, data, device)
 
@@ -142,13 +147,14 @@ def compose(
         attacks=attackers_of(settings, control.clients),
         personal=personal_of(recipe, data, folder=str(folder / "clients"), max_rows=evaluation["max_rows"]),
         exactness=evaluation["exactness"],
+        epsilon=privacy.epsilon,
         realignment=realignment_of(settings, context, full, emulated),
         unfreezing=unfreezing_of(policy, emulated["default"]) if unfrozen else Unfreezing(),
     )
     if evaluation["costs"]:
         observer.message("measuring what a device needs")
     costs = costs_of(sizes, federation, data, measure=evaluation["costs"])
-    return Composed(federation, loaded, split, bundles, data, costs, made_of(bundles, data, full))
+    return Composed(federation, loaded, split, bundles, data, costs, made_of(bundles, data, full), privacy.facts)
 
 
 def made_of(bundles: Mapping[str, Bundle], data: FederatedData, full: Tuned) -> dict[str, str]:

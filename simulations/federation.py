@@ -1,6 +1,6 @@
 """A run, composed: what the round loop needs, and who watches it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +79,7 @@ class Federation:
         attacks: What attackers do, by client name.
         personal: How each client's own model is scored, where the recipe has clients keep tensors.
         exactness: Whether to measure each step on LoRA against the mean of the clients' products.
+        epsilon: From rounds to what they may tell of a client; None without differential privacy.
         unfreezing: What becomes of emulator tensors that train.
         realignment: How the emulator is kept in step with the adapter; None for not at all.
         rounds: How many.
@@ -111,6 +112,7 @@ class Federation:
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     personal: Personal | None = None
     exactness: bool = False
+    epsilon: Callable[[int], float] | None = None
     unfreezing: Unfreezing = field(default_factory=Unfreezing)
     realignment: Realignment | None = None
     limits: Limits = field(default_factory=Limits)

@@ -92,6 +92,7 @@ def control_of(settings: Settings, data: FederatedData, recipe: Recipe) -> Fixed
         local_steps=settings["client"]["local_steps"] * (wanted if clients["pool"] else 1),
         rounds=settings["rounds"],
         seed=settings["seed"],
+        sampling=control["sampling"],
         local_steps_of=control["local_steps"],
         emulator_of=named_emulators(settings),
         rank_of=control["rank"],

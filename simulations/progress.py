@@ -221,8 +221,8 @@ def _sentence(report: RoundReport, zero_shot: float | None) -> str:
     answers = report.evaluations["plug_in"].choice_accuracy if "plug_in" in report.evaluations else None
     if answers is not None:
         parts.append(f"answers {percent(answers)} right")
-    if "train_loss" in report.metrics:
-        parts.append(f"loss {number(report.metrics['train_loss'])}")
+    told = {"train_loss": "loss", "epsilon": "epsilon"}
+    parts += [f"{word} {number(report.metrics[name])}" for name, word in told.items() if name in report.metrics]
     if report.failures:
         parts.append(f"{len(report.failures)} failed")
     if "total" in report.seconds:

@@ -52,9 +52,14 @@ def report_before(federation: "Federation", state: GlobalState) -> RoundReport:
 
 
 def report_of(
-    plan: RoundPlan, strategy: RecipeStrategy, evaluations: Mapping[str, Evaluation], clock: Clock
+    plan: RoundPlan,
+    strategy: RecipeStrategy,
+    evaluations: Mapping[str, Evaluation],
+    clock: Clock,
+    *,
+    also: Mapping[str, float] | None = None,
 ) -> RoundReport:
-    """Return the report of the round that `strategy` just aggregated."""
+    """Return the report of the round that `strategy` just aggregated, with the metrics that are known `also`."""
     done = strategy.aggregation
     participants = done.clients if done else {}
     clients = {
@@ -78,7 +83,7 @@ def report_of(
         bytes_up=int(sum(metrics["bytes_up"] for metrics in clients.values())),
         seconds=seconds,
         metrics={
-            "train_loss": sum(losses) / max(len(losses), 1),
+            **({"train_loss": sum(losses) / len(losses)} if losses else {}),
             "update_norm": done.update_norm if done else 0.0,
             "tokens_per_second": tokens / max(seconds["train"], 1e-9),
             "peak_rss_mib": max([peak_rss_mib(), *workers]),
@@ -86,6 +91,8 @@ def report_of(
             "global_step": float(plan.start_step),
             "weights_cut": float(len(strategy.cut)),
             **({} if done is None or done.error is None else {"aggregation_error": done.error}),
+            **({} if done is None else done.metrics),
+            **(also or {}),
             **margins_of(evaluations),
         },
     )

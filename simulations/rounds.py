@@ -119,7 +119,8 @@ def _rounds(
         if due:
             now = clock.run("evaluate", lambda now=state: federation.evaluate(now.shared, now.counted))
             evaluations = {**federation.zero_shot, **now}
-        report = report_of(plan, strategy, evaluations, clock)
+        spent = {} if federation.epsilon is None else {"epsilon": federation.epsilon(plan.round)}
+        report = report_of(plan, strategy, evaluations, clock, also=spent)
         yield report, state
 
 

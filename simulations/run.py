@@ -199,6 +199,7 @@ class _Run:
             peak_rss_mib=peak_rss_mib(),
             baselines=self.baselines,
             emulators=self.composed.costs if self.composed else {},
+            privacy=self.composed.privacy if self.composed else None,
         )
         if self.composed and self.state and self.settings["export"]:
             self.progress.message("exporting the plugged-in model")

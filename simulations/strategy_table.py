@@ -16,6 +16,7 @@ from fedpeat.peft import Tuned, attach
 from simulations.building import built
 from strategies import Recipe, Situation, aggregate, start
 from strategies.aggregate import seen_by_recipe
+from strategies.privacy import why_not_private
 from strategies.traffic import tensors_down, tensors_up
 
 CLIENTS, ROUNDS = 15, 3
@@ -105,6 +106,7 @@ def table_cells(row: Row) -> tuple[str, ...]:
         "yes" if row.recipe.mixes_ranks else "no",
         facts.client_state or "—",
         "yes" if facts.linear else "no",
+        "no" if why_not_private(row.recipe) else "yes",
         facts.server_takes_part,
         facts.source,
     )
@@ -117,6 +119,7 @@ HEADINGS = (
     "mixed ranks",
     "client keeps",
     "weighted sum only",
+    "differential privacy",
     "server takes part",
     "source",
 )

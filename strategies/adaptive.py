@@ -144,5 +144,5 @@ def _adaptive(
 
 
 def _recipe(name: str, step: ServerStep, weight_by: str, source: str) -> Recipe:
-    facts = Facts("general", source, linear=True, note=_NOTE)
+    facts = Facts("general", source, linear=True, of_mean=True, note=_NOTE)
     return Recipe(name, weighted_mean(), chain(step), weight_by=weight_by, facts=facts)

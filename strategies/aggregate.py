@@ -33,12 +33,14 @@ class Aggregation:
         update_norm: Euclidean norm of the step taken by the travelling tensors.
         error: How far the step on LoRA is from the weighted mean of the clients' products, relative to its size; None
             if it was not measured, or means nothing for the rule.
+        metrics: What else the rule tells of the round, by name.
     """
 
     state: GlobalState
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     update_norm: float = 0.0
     error: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def start(recipe: Recipe, tensors: Tensors) -> GlobalState:
@@ -66,7 +68,8 @@ def aggregate(
         recipe: The rule.
         situation: The round's.
         updates: One a participant.
-        min_replies: Fewest that make a round.
+        min_replies: Fewest that make a round; 0 where nobody may have been asked: without any, the state stays, unless
+            the recipe makes a step `always`.
         exactness: Whether to measure the step against the mean of the clients' products.
 
     Raises:
@@ -89,12 +92,14 @@ def aggregate(
             "delta_norm": norm(update.delta),
             "bytes_up": float(sent),
         }
-    if len(clients) < max(min_replies, 1):
+    if len(clients) < min_replies:
         raise EngineError(
-            f"a round needs round.min_replies={max(min_replies, 1)} usable updates",
+            f"a round needs round.min_replies={min_replies} usable updates",
             f"{len(clients)} came",
             "mend the clients that failed, or lower round.min_replies",
         )
+    if not clients and not recipe.always:
+        return Aggregation(state)
     step = recipe.reduce.finish(folded)
     taken, server = recipe.server.update(step.tensors, without_prefix(SERVER, state.memory))
     after = GlobalState(
@@ -108,7 +113,8 @@ def aggregate(
             f"strategy={recipe.name} made entries that are NaN or infinite",
             "lower client.learning_rate or the strategy's server rate, or choose a robust strategy",
         )
-    return Aggregation(after, clients, norm(taken), measured.error(after) if measured is not None else None)
+    error = measured.error(after) if measured is not None and clients else None
+    return Aggregation(after, clients, norm(taken), error, step.metrics)
 
 
 def _folded(folds: Tensors, more: Tensors) -> Tensors:

@@ -52,7 +52,7 @@ class RecipeStrategy(Strategy):
         population: How many clients the federation has.
         seed: The run's seed.
         exactness: Whether to measure how near each step on LoRA is to the mean of the clients' products.
-        min_replies: Fewest usable client updates of a round.
+        min_replies: Fewest usable client updates of a round; of one with fewer devices, all of theirs.
         timeout_seconds: How long a round may last.
         limits: What one client may claim.
         observer: Told of each update and failure as it comes.
@@ -225,13 +225,13 @@ class RecipeStrategy(Strategy):
                 self.observer(update)
                 yield update
 
-        extra = 1 if self.server_update is not None else 0
+        least = min(self.min_replies, len(plan.devices)) + (self.server_update is not None)
         try:
             self.aggregation = aggregate(
                 self.recipe,
                 self.situation,
                 everyone(),
-                min_replies=self.min_replies + extra,
+                min_replies=least,
                 exactness=self.exactness,
             )
         except EngineError as error:

@@ -127,6 +127,7 @@ def fr_lora(*, mean_of: str = "factors", weight_by: str = "tokens") -> Recipe:
         "Yan et al. 2025, ICLR, openreview e0rQRMUhs7",
         "no" if mean_of == "factors" else "yes",
         linear=mean_of == "factors",
+        of_mean=mean_of == "factors",
         needs="pairs",
         note="All that was folded goes down dense with every message.",
     )

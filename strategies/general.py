@@ -24,7 +24,7 @@ def fed_avg(*, server_learning_rate: float = 1.0, weight_by: str = "tokens") -> 
         and B is not averaging their products (the rule known as FedIT).
     """
     step = chain() if server_learning_rate == 1 else chain(scale(server_learning_rate))
-    facts = Facts("general", "McMahan et al. 2017, arXiv 1602.05629", linear=True)
+    facts = Facts("general", "McMahan et al. 2017, arXiv 1602.05629", linear=True, of_mean=True)
     return Recipe("fed_avg", weighted_mean(), step, weight_by=weight_by, facts=facts)
 
 
@@ -42,7 +42,7 @@ def fed_prox(*, proximal_mu: float = 0.01, weight_by: str = "tokens") -> Recipe:
     Departures: weights and local steps as in `fed_avg`; no gamma-inexactness is checked.
     """
     half = every_round(proximal_mu=in_range("fed_prox", "proximal_mu", proximal_mu, 0))
-    facts = Facts("general", "Li et al. 2020, arXiv 1812.06127", linear=True)
+    facts = Facts("general", "Li et al. 2020, arXiv 1812.06127", linear=True, of_mean=True)
     return Recipe("fed_prox", weighted_mean(), weight_by=weight_by, client=half, facts=facts)
 
 

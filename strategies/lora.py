@@ -59,7 +59,7 @@ def ffa_lora(*, weight_by: str = "tokens") -> Recipe:
     Departures: weights as in `fed_avg`; the paper's equal ones are `weight_by=equal`. No differential privacy.
     """
     half = every_round(train_only=["B", "other"], fixed=["A"])
-    facts = Facts("lora", "Sun et al. 2024, arXiv 2403.12313", "yes", linear=True, needs="pairs")
+    facts = Facts("lora", "Sun et al. 2024, arXiv 2403.12313", "yes", linear=True, of_mean=True, needs="pairs")
     return Recipe("ffa_lora", checked("ffa_lora", weighted_mean()), weight_by=weight_by, client=half, facts=facts)
 
 
@@ -84,6 +84,7 @@ def ro_lora(*, weight_by: str = "tokens") -> Recipe:
         "Chen et al. 2025, arXiv 2502.01755",
         "yes",
         linear=True,
+        of_mean=True,
         needs="pairs",
         note="Both factors go down, the one that trained goes up.",
     )
@@ -132,7 +133,7 @@ def fed_sb(*, weight_by: str = "tokens") -> Recipe:
         method's own matter, `peft=lora_sb`.
     """
     half = every_round(train_only=["R", "other"])
-    facts = Facts("lora", "Singhal et al. 2025, arXiv 2502.15436", "yes", linear=True, needs="cores")
+    facts = Facts("lora", "Singhal et al. 2025, arXiv 2502.15436", "yes", linear=True, of_mean=True, needs="cores")
     reduce = checked("fed_sb", weighted_mean(), check_cores)
     return Recipe("fed_sb", reduce, weight_by=weight_by, client=half, facts=facts)
 

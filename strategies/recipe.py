@@ -27,6 +27,8 @@ class Facts:
         client_state: What clients keep between rounds, in words; "" if nothing.
         linear: Whether the server needs no more than one weighted sum of what clients send, so that secure aggregation
             fits.
+        of_mean: Whether the step follows from the state and the plain mean of the clients' deltas alone, so that noise
+            on their sum makes all of it private.
         server_takes_part: Whether the server's own update counts like a client's: `yes`, `no`, or `needed`.
         needs: What travels: `any` tensors, LoRA `pairs`, or square `cores`.
         rebases: Whether a round changes the basis that factors are in, so that what a client remembers of one round
@@ -39,6 +41,7 @@ class Facts:
     exact: str = "no"
     client_state: str = ""
     linear: bool = False
+    of_mean: bool = False
     server_takes_part: str = "yes"
     needs: str = "any"
     rebases: bool = False
@@ -79,9 +82,12 @@ class Recipe:
             in neither direction); `personal` (parts that each client trains and keeps); `control_variates` (correct
             gradients by `extras` from the server and the client's own, send the change); `probe_rows` (score so many
             own rows before training, as `start_loss`); `tail_penalty` (`[weight, share]`: the local loss gains
-            `weight * |B[:, k:]| * |A[k:]|` for each LoRA layer, `k` the whole part of `share` times its rank, HetLoRA).
+            `weight * |B[:, k:]| * |A[k:]|` for each LoRA layer, `k` the whole part of `share` times its rank, HetLoRA);
+            `clip_delta` (scale the delta to a norm of `extras["clip_norm"]` at most, and say in the metric `clipped`
+            whether that was needed).
         sends: What the server sends to all devices beside travelling tensors and folds, by name.
         mixes_ranks: Whether devices may use different PEFT ranks.
+        always: Whether a round that nobody took part in makes a step too.
         facts: What the comparison table says of it.
     """
 
@@ -92,6 +98,7 @@ class Recipe:
     client: Callable[[int], Mapping[str, Any]] = no_half
     sends: Callable[[Situation], Tensors] = nothing_more
     mixes_ranks: bool = False
+    always: bool = False
     facts: Facts = field(default_factory=Facts)
 
     def __post_init__(self) -> None:

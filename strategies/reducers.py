@@ -36,11 +36,13 @@ class Step:
         tensors: Added to the travelling tensors of these names; the others stay.
         folds: Added to what is folded into base weights, `(out, in)`, by the LoRA layer's canonical name.
         memory: The reducer's whole memory from here on.
+        metrics: What else is to be reported of the round, by name.
     """
 
     tensors: Tensors
     folds: Tensors = field(default_factory=dict)
     memory: Tensors = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Reducer(NamedTuple):

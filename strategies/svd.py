@@ -290,6 +290,7 @@ def fed_svd(*, weight_by: str = "tokens") -> Recipe:
         "Lee et al. 2025, arXiv 2505.12805",
         exact="yes",
         linear=True,
+        of_mean=True,
         needs="pairs",
         rebases=True,
         note="Clients send half of what plain LoRA sends, and are sent all of it.",

@@ -10,7 +10,7 @@ from fedpeat.client.prefix import Prefix
 from fedpeat.client.spec import Guidance, TrainingSpec
 from fedpeat.client.store import Store
 from fedpeat.client.train import probe_loss, train
-from fedpeat.core import Tensors, UpdateRefused, add, subtract, zeros_like
+from fedpeat.core import Tensors, UpdateRefused, add, clip, subtract, zeros_like
 from fedpeat.data import Rows
 from fedpeat.peft import Tuned
 
@@ -111,6 +111,9 @@ def work(
     metrics |= {**result.metrics, "effective_steps": effective_steps(spec, task.steps)}
     if lost:
         metrics["state_lost"] = 1.0
+    if half.get("clip_delta"):
+        delta, clipped = clip(delta, float(extras["clip_norm"]))
+        metrics["clipped"] = float(clipped)
     return Worked(delta, change, metrics)
 
 

@@ -7,17 +7,21 @@ from typing import Any
 
 from fedpeat.core import ConfigError, DevicePlan, RoundPlan, RoundReport, nearest, seed_for
 
+SAMPLINGS = ("fixed", "poisson")
+
 
 @dataclass(frozen=True)
 class FixedControl:
-    """Sample clients uniformly without replacement; give each the same work, or its own where named.
+    """Sample clients; give each the same work, or its own where named.
 
     Attributes:
         clients: Names of all clients.
         per_round: How many take part in a round.
         local_steps: Optimiser steps of a device in a round.
         rounds: Rounds of the run.
-        seed: The run's seed.
+        seed: What the samples follow from: the run's seed, or one that is kept secret.
+        sampling: `fixed`: `per_round` clients, drawn uniformly without replacement; `poisson`: each client by itself,
+            with the probability `per_round / len(clients)`, so that a round may have any number of them, none too.
         local_steps_of: Steps of single clients, by name.
         emulator_of: Emulator keys of single clients, by name.
         rank_of: PEFT ranks of single clients, by name.
@@ -28,6 +32,7 @@ class FixedControl:
     local_steps: int
     rounds: int
     seed: int
+    sampling: str = "fixed"
     local_steps_of: Mapping[str, int] = field(default_factory=dict)
     emulator_of: Mapping[str, str] = field(default_factory=dict)
     rank_of: Mapping[str, int] = field(default_factory=dict)
@@ -36,8 +41,13 @@ class FixedControl:
         """Check counts and names.
 
         Raises:
-            ConfigError: If more clients are asked for than exist, or a named client does not exist.
+            ConfigError: If more clients are asked for than exist, a named client does not exist, or the sampling is
+                unknown.
         """
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(
+                f"control.sampling={self.sampling}", "no such sampling", nearest(str(self.sampling), SAMPLINGS)
+            )
         if not 1 <= self.per_round <= len(self.clients):
             raise ConfigError(
                 f"cannot sample clients.per_round={self.per_round} clients in a round",
@@ -63,8 +73,7 @@ class FixedControl:
     def choose(self, report: RoundReport | None, state: Mapping[str, Any]) -> tuple[RoundPlan, dict[str, Any]]:
         """Return the plan of the round after `report` (None before round 1) and the next state."""
         this_round = report.round + 1 if report else 1
-        generator = random.Random(seed_for(self.seed, "sample", this_round))
-        names = sorted(generator.sample(list(self.clients), self.per_round))
+        names = self._sample(random.Random(seed_for(self.seed, "sample", this_round)))
         devices = tuple(
             DevicePlan(
                 client=name,
@@ -79,3 +88,9 @@ class FixedControl:
             round=this_round, start_step=start_step, total_steps=self.rounds * self.local_steps, devices=devices
         )
         return plan, {"global_step": start_step + self.local_steps}
+
+    def _sample(self, generator: random.Random) -> list[str]:
+        if self.sampling == "fixed":
+            return sorted(generator.sample(list(self.clients), self.per_round))
+        share = self.per_round / len(self.clients)
+        return sorted(name for name in self.clients if generator.random() < share)

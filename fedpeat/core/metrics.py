@@ -167,6 +167,29 @@ METRICS: tuple[Metric, ...] = (
         "On LoRA: how far the step taken is from the weighted mean of the clients' products, over that mean's size;"
         " only with `evaluation.exactness=true`.",
     ),
+    Metric(
+        "epsilon",
+        "1",
+        "fedpeat.privacy",
+        "down",
+        "What the shared tensors may tell of a client after all rounds so far, at `privacy.delta`; only with"
+        " `privacy=client_level`.",
+    ),
+    Metric(
+        "clip_norm",
+        "1",
+        "strategies",
+        "",
+        "Largest norm of a client's delta in the round; only with `privacy=client_level`.",
+    ),
+    Metric(
+        "clipped_share",
+        "1",
+        "strategies",
+        "",
+        "Share of the round's clients whose delta was clipped: exact, and so not private itself; only with"
+        " `privacy=client_level`.",
+    ),
     Metric("peak_rss_mib", "MiB", "fedpeat.core", "down", "Largest resident memory of a process so far."),
     Metric("peak_gpu_mib", "MiB", "fedpeat.core", "down", "Largest GPU memory allocated; only on a GPU."),
     Metric(

@@ -33,6 +33,18 @@ def norm(tensors: Tensors) -> float:
     return sum(float(one) ** 2 for one in norms) ** 0.5
 
 
+def clip(tensors: Tensors, bound: float) -> tuple[dict[str, torch.Tensor], bool]:
+    """Return the tensors, scaled as one vector to a norm of `bound` at most, and whether they had to be.
+
+    >>> clip({"w": torch.tensor([3.0, 4.0])}, 2.5)
+    ({'w': tensor([1.5000, 2.0000])}, True)
+    """
+    size = norm(tensors)
+    if size <= bound:
+        return dict(tensors), False
+    return {name: (tensor.double() * (bound / size)).to(tensor.dtype) for name, tensor in tensors.items()}, True
+
+
 def count_bytes(tensors: Tensors) -> int:
     """Return the payload in bytes: the sum over tensors of entries times bytes an entry."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

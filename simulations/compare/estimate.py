@@ -127,6 +127,7 @@ def _probe(settings: Mapping[str, Any]) -> dict[str, Any]:
         "client": {**settings["client"], "local_steps": PROBE_STEPS},
         "server": {**settings["server"], "train": "off"},
         "control": {**settings["control"], "local_steps": {}},
+        "privacy": {"kind": None},
         "baselines": dict.fromkeys(settings["baselines"], False) | {"federated": True},
     }
 

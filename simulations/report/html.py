@@ -229,6 +229,8 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("bundle", wording.size(moved["bundle"]), "once a device"),
         ("time", wording.duration(seconds["total"]), split or "nothing ran"),
     ]
+    if "privacy" in summary:
+        facts.append(_epsilon(summary["privacy"]))
     if summary["tokens_per_second"]:
         facts.append(("speed", f"{wording.count(summary['tokens_per_second'])} tokens/s", "in training, all clients"))
     for key, name, remark in (
@@ -238,6 +240,14 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if summary[key]:
             facts.append((name, wording.size(summary[key] * 2**20), remark))
     return facts
+
+
+def _epsilon(privacy: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the fact of differential privacy."""
+    norm = f"clip norm {wording.number(privacy['clip_norm'])}" + (" at first" if privacy["adaptive"] else "")
+    noise = f"noise multiplier {wording.number(privacy['noise_multiplier'])}, {norm}"
+    value = "∞" if privacy["epsilon"] is None else wording.number(privacy["epsilon"])
+    return "epsilon", value, f"delta {privacy['delta']:g}, {privacy['neighbours']}; {noise}"
 
 
 def _emulators(path: Path) -> Mapping[str, Any]:

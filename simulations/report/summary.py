@@ -31,6 +31,7 @@ def summarise(  # noqa: PLR0913
     peak_rss_mib: float = 0.0,
     baselines: Mapping[str, Any] | None = None,
     emulators: Mapping[str, Mapping[str, Any]] | None = None,
+    privacy: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the run in numbers, as `summary.json` holds them; works for any number of reports, none too.
 
@@ -46,11 +47,12 @@ def summarise(  # noqa: PLR0913
         baselines: What to compare with, on the same held-out text: `local_only` with `mean` and `clients` (by name),
             `whole_model` and `extraction`, each with loss, perplexity and accuracy; any may be missing.
         emulators: What each emulator is and takes, by key, as `simulations.costs.costs_of` gives it.
+        privacy: What is known of differential privacy beside epsilon, as `simulations.privacy.privacy_of` gives it.
 
     Returns:
         Nested dictionaries of plain values. All four `metrics` are always there, with None where a model was not
         evaluated; `privacy_margin`, `transfer_gap` and `extraction_margin` only where they are known, `emulators` only
-        where there are several.
+        where there are several, `privacy` only with differential privacy.
     """
     rounds = max((report.round for report in reports), default=0)
     metrics = _last_metrics(reports)
@@ -81,7 +83,10 @@ def summarise(  # noqa: PLR0913
         "config_hash": config_hash,
         "versions": dict(versions),
     }
-    also = {"emulators": emulators} if len(emulators) > 1 else {}
+    also: dict[str, Any] = {"emulators": emulators} if len(emulators) > 1 else {}
+    if privacy:
+        spent = reports[-1].metrics.get("epsilon", math.inf) if rounds else 0.0
+        also["privacy"] = {"epsilon": spent if math.isfinite(spent) else None, **privacy}
     return summary | also | _differences(reports, summary)
 
 
@@ -155,7 +160,8 @@ holds, reaches 30.0 (the plug-in is 3.0 % below).
     if not math.isfinite(plug_in):
         return "The plug-in loss is not finite: training diverged. Lower client.learning_rate."
     trained = summary["rounds"] > 0
-    return " ".join([*_sentences(plug_in, perplexity, trained=trained), *_answers(summary, trained=trained)])
+    said = [*_sentences(plug_in, perplexity, trained=trained), *_answers(summary, trained=trained), *_privacy(summary)]
+    return " ".join(said)
 
 
 def _sentences(plug_in: float, perplexity: Mapping[str, float | None], *, trained: bool) -> Iterable[str]:
@@ -201,6 +207,20 @@ def _answers(summary: Mapping[str, Any], *, trained: bool) -> Iterable[str]:
     others = [f"{label} {percent(right[name])}" for name, label in named.items() if right.get(name) is not None]
     yield f"The plug-in gets {percent(right['plug_in'])} of the answers right" + (
         f" ({', '.join(others)})." if others else "."
+    )
+
+
+def _privacy(summary: Mapping[str, Any]) -> Iterable[str]:
+    """Say what the shared tensors may tell of a client, under differential privacy."""
+    found = summary.get("privacy")
+    if not found:
+        return
+    if found["epsilon"] is None:
+        yield "Deltas were clipped, but no noise was added: nothing is private."
+        return
+    yield (
+        f"What is shared is differentially private for {found['neighbours']}: epsilon {number(found['epsilon'])} at"
+        f" delta {found['delta']:g}" + (", if nobody knows the noise's seed." if found["repeatable"] else ".")
     )
 
 

@@ -170,19 +170,21 @@ def test_a_report_counts_bytes_tokens_and_what_was_measured():
         "server": {"weight": 1.0, "train_loss": 4.0, "train_tokens": 6.0, "bytes_up": 40.0},
         "shy": {"weight": 1.0, "bytes_up": 8.0},  # an update may come without the usual metrics
     }
-    done = SimpleNamespace(clients=clients, update_norm=0.5, error=0.25)
+    done = SimpleNamespace(clients=clients, update_norm=0.5, error=0.25, metrics={"clip_norm": 0.5})
     down = {"ann": 100, "shy": 50, "late": 100}
     strategy = SimpleNamespace(aggregation=done, bytes_down=down, failures=[], cut=["shy"])
     losses = {name: Evaluation(loss, 0.5, 9) for name, loss in (("emulator_tuned", 3.5), ("plug_in", 3.25))}
-    report = report_of(RoundPlan(2, 6, 9, ()), strategy, losses, Clock())
+    report = report_of(RoundPlan(2, 6, 9, ()), strategy, losses, Clock(), also={"epsilon": 4.0})
     assert (report.bytes_down, report.bytes_up) == (250, 48)
     assert [report.clients[name]["bytes_down"] for name in clients] == [100.0, 0.0, 50.0]
     assert [report.clients[name]["bytes_up"] for name in clients] == [40.0, 0.0, 8.0]
     assert report.metrics["train_loss"] == 3.0
     assert report.metrics["aggregation_error"] == 0.25
+    assert (report.metrics["clip_norm"], report.metrics["epsilon"]) == (0.5, 4.0)
     assert report.metrics["privacy_margin"] == 0.25
     assert report.metrics["peak_rss_mib"] == 1e9
     assert report.metrics["global_step"] == 6.0
     assert report.metrics["weights_cut"] == 1.0
-    done.error = None
-    assert "aggregation_error" not in report_of(RoundPlan(2, 6, 9, ()), strategy, {}, Clock()).metrics
+    done.error, done.clients = None, {}
+    quiet = report_of(RoundPlan(2, 6, 9, ()), strategy, {}, Clock()).metrics
+    assert not {"aggregation_error", "train_loss", "epsilon"} & set(quiet)

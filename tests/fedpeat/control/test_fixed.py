@@ -57,3 +57,32 @@ def test_more_clients_than_there_are(per_round):
 def test_an_unknown_client_is_told():
     with pytest.raises(ConfigError, match="did you mean 'client-7'"):
         control(emulator_of={"clientt-7": "kept_2"})
+
+
+def test_poisson_sampling_draws_each_by_itself():
+    drawn = [
+        {device.client for device in plan.devices} for plan in plans(control(rounds=2000, sampling="poisson"), 2000)
+    ]
+    assert drawn == [{d.client for d in plan.devices} for plan in plans(control(rounds=2000, sampling="poisson"), 2000)]
+    of = {name: sum(name in names for names in drawn) for name in NAMES}
+    # 2000 draws with p = 1/4: standard deviation 19; six of them on either side.
+    assert all(500 - 6 * 19.4 < count < 500 + 6 * 19.4 for count in of.values())
+    sizes = [len(names) for names in drawn]
+    # Their number varies as 20 such draws do, by 3.75, which 2000 rounds tell within 0.12; six of them.
+    assert abs(sum((size - 5) ** 2 for size in sizes) / 2000 - 3.75) < 6 * 0.12
+    assert 0 in sizes
+    both = sum({"client-1", "client-2"} <= names for names in drawn)
+    assert abs(both - 2000 / 16) < 6 * 10.9
+    everyone = next(plans(control(per_round=20, sampling="poisson"), 1))
+    assert [device.client for device in everyone.devices] == sorted(NAMES)
+
+
+def test_an_empty_round_goes_on_counting_steps():
+    found = list(plans(control(per_round=1, rounds=20, sampling="poisson"), 20))
+    assert any(not plan.devices for plan in found)
+    assert [plan.start_step for plan in found] == [3 * index for index in range(20)]
+
+
+def test_an_unknown_sampling_is_told():
+    with pytest.raises(ConfigError, match=r"control\.sampling=poison.*did you mean 'poisson'"):
+        control(sampling="poison")

@@ -4,7 +4,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeat.core import UpdateRefused, add, all_finite, check_like, count_bytes, digest, norm, subtract, zeros_like
+from fedpeat.core import (
+    UpdateRefused,
+    add,
+    all_finite,
+    check_like,
+    clip,
+    count_bytes,
+    digest,
+    norm,
+    subtract,
+    zeros_like,
+)
 
 ONE = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0]])}
 TWO = {"b": torch.tensor([[1.0]]), "a": torch.tensor([0.5, 0.5])}
@@ -15,6 +26,18 @@ def test_arithmetic_is_by_name_whatever_the_order():
     assert torch.equal(subtract(ONE, TWO)["a"], torch.tensor([0.5, 1.5]))
     assert float(zeros_like(ONE)["a"].sum()) == 0
     assert norm({"x": torch.tensor([3.0]), "y": torch.tensor([4.0])}) == pytest.approx(5)
+
+
+def test_clipping_keeps_the_direction_and_what_is_short_enough():
+    tensors = {"x": torch.tensor([3.0]), "y": torch.tensor([[0.0], [4.0]])}
+    short, cut = clip(tensors, 5.0)
+    assert not cut
+    assert all(torch.equal(short[name], tensors[name]) for name in tensors)
+    short, cut = clip(tensors, 0.5)
+    assert cut
+    torch.testing.assert_close(short, {name: tensor / 10 for name, tensor in tensors.items()})
+    huge, _ = clip({"x": torch.full((9,), 3e38)}, 3.0)
+    torch.testing.assert_close(huge["x"], torch.ones(9))
 
 
 def test_bytes_are_the_sum_over_tensors():
