@@ -27,8 +27,8 @@ NEEDS = {
     "bulyan": ["strategy.byzantine=0"],
     "trimmed_mean": ["strategy.share=0.34"],
 }
-KINDS = ("fed_avg", "fed_adam", "scaffold", "fed_ex_lora", "fed_sa_lora", "flower")
-"""Plain, with state of the server, of clients, with folds, with personal tensors, of Flower; the others take longer."""
+KINDS = ("fed_adam", "scaffold", "fed_ex_lora", "flower")
+"""With state of the server, of clients, with folds, of Flower; all others take too long for every day."""
 KEPT_BY_CLIENTS = {
     "optimiser's moments": ["client.optimizer_state=keep"],
     "error feedback": ["codec=top_k", "codec.share=0.2"],
@@ -89,7 +89,7 @@ def test_every_strategy_goes_on_as_if_nothing_had_happened(strategy, run, killed
 
 
 @pytest.mark.parametrize("what", KEPT_BY_CLIENTS)
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("before", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_what_clients_keep_is_not_counted_twice(what, before, run, killed, open_run, tmp_path):
     overrides = [*KEPT_BY_CLIENTS[what], "rounds=3"]
     killed(6 if "sample" not in what else 4, *overrides, before=before)
