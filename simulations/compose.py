@@ -138,6 +138,7 @@ def compose(
         evaluate_every=max(1, settings["evaluate_every"]),
         min_replies=settings["round"]["min_replies"],
         timeout_seconds=settings["round"]["timeout_seconds"],
+        enough=control.per_round if control.asked > control.per_round else None,
         limits=limits_of(settings, data),
         checkpoints=settings["checkpoints"],
         workers=workers,

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
@@ -14,6 +14,8 @@ POLL_SECONDS, LONGEST_POLL_SECONDS = 0.005, 0.02
 """First and longest wait between looks for replies: workers on this machine need the CPU that looking takes."""
 TIMEOUT = 101
 """Error code of the reply that stands in for one that did not come in time."""
+SURPLUS = 102
+"""Error code of the reply that stands in for one that was not waited for, since enough others came."""
 
 
 class Interrupted(Exception):
@@ -27,11 +29,13 @@ def exchange(
     window: int,
     timeout_seconds: float | None = None,
     stop: threading.Event | None = None,
+    enough: int | None = None,
 ) -> Iterator[Message]:
     """Send `messages` and yield one reply for each, in the order of the messages.
 
     At most `window` messages are on their way or held back out of order, so that memory does not grow with their
-    number. A reply that has not come when the deadline passes is stood in for by an error reply.
+    number. A reply that has not come when the deadline passes, or when `enough` others came without an error, is stood
+    in for by an error reply.
 
     Raises:
         EngineError: If a worker process died: Flower would hand it most of the messages that follow.
@@ -42,10 +46,13 @@ def exchange(
     waiting: dict[str, int] = {}  # message id -> position
     sent: dict[int, Message] = {}
     ready: dict[int, Message] = {}
-    position, pushed, nap = 0, 0, POLL_SECONDS
+    position, pushed, good, nap = 0, 0, 0, POLL_SECONDS
     while True:
         if deadline is not None and time.monotonic() > deadline:
-            yield from _give_up(queue, sent, ready, position, pushed)
+            yield from _give_up(queue, sent, ready, position, pushed, _timed_out)
+            return
+        if enough is not None and good >= enough:
+            yield from _give_up(queue, sent, ready, position, pushed, _not_waited_for)
             return
         for message in itertools.islice(queue, window - (pushed - position)):
             (identity,) = grid.push_messages([message])
@@ -56,7 +63,9 @@ def exchange(
         if stop is not None and stop.is_set():
             raise Interrupted
         looked = time.perf_counter()
-        if _collect(grid, waiting, ready):
+        came = _collect(grid, waiting, ready)
+        good += sum(not reply.has_error() for reply in came)
+        if came:
             nap = POLL_SECONDS
         else:
             # Looking takes longer the more is on its way: at most a tenth of the time goes into it.
@@ -68,32 +77,45 @@ def exchange(
             position += 1
 
 
-def _collect(grid: Grid, waiting: dict[str, int], ready: dict[int, Message]) -> bool:
-    """Move the replies that came from `waiting` to `ready`; tell whether there were any."""
-    arrived = False
+def _collect(grid: Grid, waiting: dict[str, int], ready: dict[int, Message]) -> list[Message]:
+    """Move the replies that came from `waiting` to `ready`, and return them."""
+    came = []
     for reply in grid.pull_messages(list(waiting)):
         place = waiting.pop(reply.metadata.reply_to_message_id, None)
         if place is not None:
             _check_alive(reply)
             ready[place] = reply
-            arrived = True
-    return arrived
+            came.append(reply)
+    return came
 
 
 def _give_up(
-    queue: Iterator[Message], sent: dict[int, Message], ready: dict[int, Message], position: int, pushed: int
+    queue: Iterator[Message],
+    sent: dict[int, Message],
+    ready: dict[int, Message],
+    position: int,
+    pushed: int,
+    stand_in: Callable[[Message], Message],
 ) -> Iterator[Message]:
-    """Yield what came in time and error replies for what did not."""
+    """Yield what came, and error replies for what did not."""
     for place in range(position, pushed):
-        yield ready.get(place) or _timed_out(sent[place])
+        yield ready.get(place) or stand_in(sent[place])
     for message in queue:
-        yield _timed_out(message)
+        yield stand_in(message)
 
 
 def _timed_out(message: Message) -> Message:
+    return _error(message, TIMEOUT, "timeout: no reply within round.timeout_seconds")
+
+
+def _not_waited_for(message: Message) -> Message:
+    return _error(message, SURPLUS, "surplus: enough other clients were faster")
+
+
+def _error(message: Message, code: int, reason: str) -> Message:
     if not message.metadata.message_id:
         message.metadata.__dict__["_message_id"] = "never sent"
-    return Message(Error(code=TIMEOUT, reason="timeout: no reply within round.timeout_seconds"), reply_to=message)
+    return Message(Error(code=code, reason=reason), reply_to=message)
 
 
 def _check_alive(reply: Message) -> None:

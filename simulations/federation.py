@@ -86,6 +86,7 @@ class Federation:
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
         min_replies: Fewest usable client updates of a round.
         timeout_seconds: How long a round may last, or None.
+        enough: Replies after which a round waits for no more; None for all.
         limits: What one client may claim in a round.
         checkpoints: How many of the newest checkpoints stay on the disk.
         workers: How many clients can run at once.
@@ -115,6 +116,7 @@ class Federation:
     epsilon: Callable[[int], float] | None = None
     unfreezing: Unfreezing = field(default_factory=Unfreezing)
     realignment: Realignment | None = None
+    enough: int | None = None
     limits: Limits = field(default_factory=Limits)
     checkpoints: int = 2
 

@@ -93,10 +93,24 @@ def control_of(settings: Settings, data: FederatedData, recipe: Recipe) -> Fixed
         rounds=settings["rounds"],
         seed=settings["seed"],
         sampling=control["sampling"],
+        over_select=over_select_of(settings),
         local_steps_of=control["local_steps"],
         emulator_of=named_emulators(settings),
         rank_of=control["rank"],
     )
+
+
+def over_select_of(settings: Settings) -> float:
+    """Return the share of clients that are asked in a round beyond those that are waited for.
+
+    Raises:
+        ConfigError: If it is below 0, or the sampling has no fixed number to wait for.
+    """
+    share = settings["round"]["over_select"]
+    if share < 0 or (share and settings["control"]["sampling"] != "fixed"):
+        found = "it is a share, 0 or more" if share < 0 else "control.sampling=poisson has no number to wait for"
+        raise ConfigError(f"cannot use round.over_select={share:g}", found, "set round.over_select=0")
+    return float(share)
 
 
 def limits_of(settings: Settings, data: FederatedData) -> Limits:

@@ -100,6 +100,12 @@ def _check_numbers(asked: Settings, population: int) -> None:
 def _check_company(settings: Settings) -> None:
     """Check the settings that would make a guarantee for clients void or meaningless."""
     server, client = settings["server"]["train"], settings["client"]
+    if settings["round"]["over_select"]:
+        raise ConfigError(
+            "privacy=client_level does not go with round.over_select",
+            "who is fast decides then who counts, which is not the sampling that is accounted for",
+            "set round.over_select=0",
+        )
     if server not in {"off", False, None}:
         raise ConfigError(
             f"privacy=client_level does not go with server.train={server}",

@@ -90,6 +90,7 @@ def report_of(
             "peak_gpu_mib": peak_gpu_mib(),
             "global_step": float(plan.start_step),
             "weights_cut": float(len(strategy.cut)),
+            "surplus": float(len(strategy.surplus)),
             **({} if done is None or done.error is None else {"aggregation_error": done.error}),
             **({} if done is None else done.metrics),
             **(also or {}),

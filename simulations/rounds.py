@@ -153,5 +153,7 @@ def train_round(
     messages = strategy.configure_train(plan.round, ArrayRecord(), ConfigRecord(), grid)
     state = strategy.situation.state
     window = federation.window_of(sum(map(count_bytes, (state.tensors, state.folds, strategy.also))))
-    replies = exchange(grid, messages, window=window, timeout_seconds=federation.timeout_seconds, stop=stop)
+    replies = exchange(
+        grid, messages, window=window, timeout_seconds=federation.timeout_seconds, stop=stop, enough=federation.enough
+    )
     strategy.aggregate_train(plan.round, replies)

@@ -89,6 +89,7 @@ class RecipeStrategy(Strategy):
         self.observer = observer
         self.failures: list[ClientFailure] = []
         self.cut: list[str] = []
+        self.surplus: list[str] = []
         self.aggregation: Aggregation | None = None
         self.situation = Situation(0, GlobalState({}), layout or Layout(), population, seed)
         self.plan: RoundPlan | None = None
@@ -116,7 +117,7 @@ class RecipeStrategy(Strategy):
         self.counted = counted or {}
         self.also = also or {}
         self.situation = replace(self.situation, round=plan.round, state=state)
-        self.failures, self.cut = [], []
+        self.failures, self.cut, self.surplus = [], [], []
         self.aggregation = None
         self.wire_seconds = 0.0
         self.bytes_down = {}
@@ -205,6 +206,9 @@ class RecipeStrategy(Strategy):
         return "; ".join([found, *(f"{client}: {reason}" for reason, client in list(reasons.items())[:3])])
 
     def _fail(self, failure: ClientFailure) -> None:
+        if failure.kind == "surplus":
+            self.surplus.append(failure.client)
+            return
         self.failures.append(failure)
         self.observer(failure)
 

@@ -1,5 +1,6 @@
 """The same plan in every round, which may differ from device to device."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ class FixedControl:
         seed: What the samples follow from: the run's seed, or one that is kept secret.
         sampling: `fixed`: `per_round` clients, drawn uniformly without replacement; `poisson`: each client by itself,
             with the probability `per_round / len(clients)`, so that a round may have any number of them, none too.
+        over_select: Clients asked in a round beyond `per_round`, as a share of it: the slowest are not waited for. In
+            the order of the draw, then, so that no name is favoured.
         local_steps_of: Steps of single clients, by name.
         emulator_of: Emulator keys of single clients, by name.
         rank_of: PEFT ranks of single clients, by name.
@@ -33,6 +36,7 @@ class FixedControl:
     rounds: int
     seed: int
     sampling: str = "fixed"
+    over_select: float = 0.0
     local_steps_of: Mapping[str, int] = field(default_factory=dict)
     emulator_of: Mapping[str, str] = field(default_factory=dict)
     rank_of: Mapping[str, int] = field(default_factory=dict)
@@ -66,6 +70,11 @@ class FixedControl:
                         f"control.{key} names client {client!r}", "no such client", nearest(client, known)
                     )
 
+    @property
+    def asked(self) -> int:
+        """How many clients are asked in a round, if their number is fixed."""
+        return min(len(self.clients), math.ceil(self.per_round * (1 + self.over_select)))
+
     def start(self) -> dict[str, Any]:
         """Return the controller's state before round 1."""
         return {"global_step": 0}
@@ -91,6 +100,7 @@ class FixedControl:
 
     def _sample(self, generator: random.Random) -> list[str]:
         if self.sampling == "fixed":
-            return sorted(generator.sample(list(self.clients), self.per_round))
+            drawn = generator.sample(list(self.clients), self.asked)
+            return drawn if self.asked > self.per_round else sorted(drawn)
         share = self.per_round / len(self.clients)
         return sorted(name for name in self.clients if generator.random() < share)

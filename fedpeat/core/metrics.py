@@ -157,6 +157,7 @@ METRICS: tuple[Metric, ...] = (
         "",
         "1 for a client that no longer has what it kept on its disk for the recipe or codec, and began it anew.",
     ),
+    Metric("surplus", "clients", "simulations", "", "Clients asked but not waited for (`round.over_select`)."),
     Metric("weights_cut", "clients", "strategies", "", "Clients whose weight was cut to `round.max_weight_share`."),
     Metric("update_norm", "1", "strategies", "", "Euclidean norm of the step taken by the global state."),
     Metric(

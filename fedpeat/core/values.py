@@ -37,7 +37,7 @@ class RoundPlan:
         round: Counted from 1.
         start_step: The federation's global step at which local training starts (schedules and data order follow it).
         total_steps: Global steps of the whole run (where schedules end).
-        devices: One plan a device, ordered by client name.
+        devices: One plan a device, ordered by client name, or in the order of the draw where not all are waited for.
     """
 
     round: int
@@ -74,7 +74,7 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class ClientFailure:
-    """Why one client's work did not count: `kind` is error, timeout, refused or died."""
+    """Why one client's work did not count: `kind` is error, timeout, surplus (not waited for), refused or died."""
 
     client: str
     round: int

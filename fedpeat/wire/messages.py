@@ -111,6 +111,7 @@ def read_failure(reply: Message, *, client: str, server_round: int) -> ClientFai
     """
     reason = re.sub(r"\x1b\[[0-9;]*m", "", reply.error.reason or "no reason given").strip()
     died = "ActorDied" in reason or "ActorUnavailable" in reason or "WorkerCrashed" in reason
-    kind = "died" if died else "timeout" if "timeout" in reason[:40] else "error"
+    said = next((kind for kind in ("timeout", "surplus") if kind in reason[:40]), "error")
+    kind = "died" if died else said
     last = next((line.strip() for line in reversed(reason.splitlines()) if line.strip(" '>")), reason)
     return ClientFailure(client=client, round=server_round, kind=kind, reason=(reason if died else last)[:500])

@@ -235,3 +235,12 @@ def test_a_client_whose_disk_was_emptied_is_named(run, tiny, settings_of, tmp_pa
         ("ann", "bob", "eve"), 1.0
     )
     assert "state_lost" not in run("strategy=scaffold", "rounds=2").rounds[-1]["clients"]["ann"]
+
+
+def test_more_may_be_asked_than_are_waited_for(run):
+    """One after the other, the first in the order of the draw are the fastest; who was not waited for failed nobody."""
+    ran = run("clients.per_round=1", "round.over_select=1.5", "rounds=4")
+    assert [len(line["clients"]) for line in ran.rounds[1:]] == [1] * 4
+    assert [line["metrics"]["surplus"] for line in ran.rounds[1:]] == [2.0] * 4
+    assert [line["failures"] for line in ran.rounds] == [[]] * 5
+    assert len({name for line in ran.rounds for name in line["clients"]}) > 1

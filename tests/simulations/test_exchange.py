@@ -19,6 +19,8 @@ def echo(message, _context):
     job, arrays = read_job(message)
     if job["client"] == "slow":
         time.sleep(0.3)
+    if job["client"] == "wrong":
+        return Message(Error(code=2, reason="no such thing"), reply_to=message)
     if job["client"] == "dead":
         return Message(Error(code=0, reason="ActorDiedError: killed, OOM"), reply_to=message)
     return update_reply(ClientUpdate(job["client"], 1, read_arrays(arrays), 1.0, {}), to=message)
@@ -71,6 +73,21 @@ def test_late_clients_are_stood_in_for_by_errors(window):
     assert len(replies) == 4
     last = read_failure(replies[-1], client="c", server_round=1)
     assert last.kind == "timeout"
+
+
+@pytest.mark.parametrize("window", [1, 2, 9])
+def test_once_enough_came_nobody_else_is_waited_for(window):
+    names = ["wrong", "a", "b", "c", "d"]
+    replies = list(exchange(LocalGrid(app, 1), messages(names), window=window, enough=2))
+    assert names_of(replies) == ["no such", "a", "b", "surplus", "surplus"]
+    assert read_failure(replies[-1], client="d", server_round=1).kind == "surplus"
+    everyone = list(exchange(LocalGrid(app, 1), messages(names), window=window, enough=5))
+    assert names_of(everyone) == ["no such", "a", "b", "c", "d"]
+
+
+def test_the_fastest_count_whatever_their_place():
+    replies = list(exchange(Shuffled(app, 1), messages(["a", "b", "c", "d"]), window=4, enough=2))
+    assert names_of(replies) == ["surplus", "surplus", "c", "d"]
 
 
 def test_a_dead_worker_ends_the_run_with_advice():

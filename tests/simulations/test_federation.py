@@ -172,7 +172,7 @@ def test_a_report_counts_bytes_tokens_and_what_was_measured():
     }
     done = SimpleNamespace(clients=clients, update_norm=0.5, error=0.25, metrics={"clip_norm": 0.5})
     down = {"ann": 100, "shy": 50, "late": 100}
-    strategy = SimpleNamespace(aggregation=done, bytes_down=down, failures=[], cut=["shy"])
+    strategy = SimpleNamespace(aggregation=done, bytes_down=down, failures=[], cut=["shy"], surplus=["x", "y"])
     losses = {name: Evaluation(loss, 0.5, 9) for name, loss in (("emulator_tuned", 3.5), ("plug_in", 3.25))}
     report = report_of(RoundPlan(2, 6, 9, ()), strategy, losses, Clock(), also={"epsilon": 4.0})
     assert (report.bytes_down, report.bytes_up) == (250, 48)
@@ -184,7 +184,7 @@ def test_a_report_counts_bytes_tokens_and_what_was_measured():
     assert report.metrics["privacy_margin"] == 0.25
     assert report.metrics["peak_rss_mib"] == 1e9
     assert report.metrics["global_step"] == 6.0
-    assert report.metrics["weights_cut"] == 1.0
+    assert (report.metrics["weights_cut"], report.metrics["surplus"]) == (1.0, 2.0)
     done.error, done.clients = None, {}
     quiet = report_of(RoundPlan(2, 6, 9, ()), strategy, {}, Clock()).metrics
     assert not {"aggregation_error", "train_loss", "epsilon"} & set(quiet)

@@ -36,6 +36,17 @@ def test_sampling_is_uniform():
     assert all(500 - 6 * 19.4 < count < 500 + 6 * 19.4 for count in counts.values())
 
 
+def test_who_is_asked_beyond_that_favours_no_name():
+    made = control(over_select=0.5, rounds=400)
+    assert made.asked == 8
+    assert control(over_select=9).asked == 20
+    first = [next(iter(plan.devices)).client for plan in plans(made, 400)]
+    assert all(len({device.client for device in plan.devices}) == 8 for plan in plans(made, 5))
+    # 400 draws with p = 1/20: standard deviation 4.4; six of them on either side would go below 0.
+    assert max(first.count(name) for name in NAMES) < 20 + 6 * 4.4
+    assert set(first) == set(NAMES)
+
+
 def test_steps_add_up_and_single_devices_may_differ():
     own = {"local_steps_of": {"client-3": 9}, "emulator_of": {"client-4": "kept_2"}, "rank_of": {"client-5": 2}}
     chosen = control(per_round=20, **own)
