@@ -48,7 +48,12 @@ class Quietly:
 
 
 def run_local_only(
-    federation: Federation, grid: Grid, nodes: Sequence[int], *, observer: Observer, stop: threading.Event
+    federation: Federation,
+    grid: Grid,
+    nodes: Sequence[int] | Mapping[str, int],
+    *,
+    observer: Observer,
+    stop: threading.Event,
 ) -> dict[str, Any]:
     """Let each client tune alone, with as many steps as it would have in the federation, and plug each result in.
 

@@ -1,5 +1,6 @@
-"""The command line: `fedpeat simulate`, `compare`, `study`, `report`, `pretrain`, and `fedpeat --version`."""
+"""The command line: `fedpeat simulate`, `compare`, `study`, `deploy`, `report`, `pretrain`, and `fedpeat --version`."""
 
+import importlib
 import os
 import sys
 import traceback
@@ -15,6 +16,7 @@ usage: fedpeat COMMAND [overrides]
   fedpeat simulate resume=FOLDER                        go on with a run that was killed or stopped
   fedpeat compare key=A,B [seeds=N] [key=value ...]     run variants with several seeds; say which is better
   fedpeat study emulator selection=A,B kept=N,M ...     run ways to stand in for the middle; say which is worth it
+  fedpeat deploy init|server|client|run|status|stop     run a federation on several machines
   fedpeat report FOLDER                                 write a run's report anew, or compare the runs below
   fedpeat pretrain [key=value ...]                      make the embedded model anew, by its committed recipe
   fedpeat --version                                     print versions
@@ -32,7 +34,15 @@ QUIET = {
 }
 """Nothing calls out by itself. Read by Flower, Ray and others when they are imported, so set before."""
 
-COMMANDS = ("simulate", "compare", "study", "report", "pretrain")
+COMMANDS = ("simulate", "compare", "study", "deploy", "report", "pretrain")
+ELSEWHERE = {
+    "compare": "simulations.compare.command:compare",
+    "study": "simulations.study.command:study",
+    "deploy": "simulations.deployment.command:deploy",
+    "report": "simulations.compare.again:report",
+}
+"""Commands that have a module of their own, imported when they are asked for: `module:function`."""
+
 CONFIG_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 
@@ -58,18 +68,9 @@ def _dispatch(command: str, rest: list[str]) -> int:
     if command == "simulate":
         resumed = any(item.startswith("resume=") for item in rest)
         return _resume(rest) if resumed else hydra_command(rest, config_name="config", task=_simulate)
-    if command == "compare":
-        from simulations.compare.command import compare
-
-        return compare(rest)
-    if command == "study":
-        from simulations.study.command import study
-
-        return study(rest)
-    if command == "report":
-        from simulations.compare.again import report
-
-        return report(rest)
+    if command in ELSEWHERE:
+        module, function = ELSEWHERE[command].split(":")
+        return getattr(importlib.import_module(module), function)(rest)
     if command == "pretrain":
         return hydra_command(rest, config_name="pretrain", task=_pretrain)
     raise ConfigError(f"fedpeat {command}", "no such command", nearest(command, COMMANDS))

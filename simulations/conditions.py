@@ -96,7 +96,7 @@ def attackers_of(settings: Settings, clients: Sequence[str]) -> dict[str, dict[s
 
 def personal_of(recipe: Recipe, data: FederatedData, *, folder: str, max_rows: int | None) -> Personal | None:
     """Return how each client's own model is scored, if the recipe has clients keep tensors and they have test rows."""
-    if not recipe.client(1).get("personal"):
+    if data.remote or not recipe.client(1).get("personal"):
         return None
     held = {client.name: open_rows(data.folder, client.name, "test") for client in data.clients}
     owners = [(name, row) for name, rows in held.items() for row in range(len(rows))]

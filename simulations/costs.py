@@ -146,8 +146,11 @@ def perplexity_ratio(one: Evaluation, other: Evaluation) -> float:
 
 def _scored_rows(data: FederatedData, *, pooled: bool) -> Rows | None:
     """Return the rows of the client with most, those without a token to score left out; None if none is left."""
-    largest = max(data.clients, key=lambda client: (client.rows, client.name))
-    rows = open_rows(data.folder, POOLED if pooled else largest.name, "train")
+    if data.remote:  # those of clients are on their machines
+        rows = open_rows(data.folder, "server", "test")
+    else:
+        largest = max(data.clients, key=lambda client: (client.rows, client.name))
+        rows = open_rows(data.folder, POOLED if pooled else largest.name, "train")
     chosen = (rows.labels[:, 1:] != -100).any(dim=1).nonzero().flatten()
     return rows_at(rows, chosen) if len(chosen) else None
 

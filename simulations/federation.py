@@ -184,13 +184,19 @@ def put_into(tuned: Tuned, state: GlobalState) -> Tuned:
 
 
 def strategy_for(
-    federation: Federation, nodes: Sequence[int], observer: Observer, *, server: bool = True, local: bool = False
+    federation: Federation,
+    nodes: Sequence[int] | Mapping[str, int],
+    observer: Observer,
+    *,
+    server: bool = True,
+    local: bool = False,
 ) -> RecipeStrategy:
     """Return the Flower strategy of a federation; `server=False` leaves the server's own training out.
 
     Args:
         federation: The run.
-        nodes: Flower's node ids; a client is given the next free one, whichever client it is.
+        nodes: Flower's node ids. By client, where each has a node of its own; in a simulation a client is given the
+            next free one, whichever client it is.
         observer: Told of each participant.
         server: Whether the server takes part, if the run says so.
         local: Whether one usable update suffices.
@@ -213,7 +219,7 @@ def strategy_for(
     return RecipeStrategy(
         federation.unfreezing.asked_of(federation.recipe),
         job=federation.job,
-        node_of=lambda _: nodes[next(turn) % len(nodes)],
+        node_of=nodes.__getitem__ if isinstance(nodes, Mapping) else lambda _: nodes[next(turn) % len(nodes)],
         job_of=job_of,
         server_update=federation.participant.train if server and federation.participant else None,
         codec=federation.codec,

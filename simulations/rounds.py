@@ -1,7 +1,7 @@
 """The round loop: plan, train, aggregate, evaluate, report, keep."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from strategies.flower import RecipeStrategy
 def run_rounds(
     federation: Federation,
     grid: Grid,
-    nodes: Sequence[int],
+    nodes: Sequence[int] | Mapping[str, int],
     *,
     observer: Observer,
     folder: Path | None,
@@ -44,7 +44,7 @@ def run_rounds(
     Args:
         federation: The run.
         grid: Flower's grid.
-        nodes: Its node ids.
+        nodes: Its node ids, by client where each has its own.
         observer: Who watches.
         folder: Where history and checkpoint go as they happen; None to keep nothing.
         stop: Set to end the run early.

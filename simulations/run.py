@@ -3,12 +3,12 @@
 import platform
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from flwr.serverapp import Grid
@@ -56,12 +56,36 @@ def versions() -> dict[str, str]:
     return found
 
 
-def simulate(settings: Mapping[str, Any], folder: Path, *, resume: bool = False) -> dict[str, Any]:
+class Where(NamedTuple):
+    """Where a run's clients are: what differs between a simulation and a real federation.
+
+    Attributes:
+        engine: Returns what executes clients, with `workers` and `run`.
+        data: Returns the partitioned data.
+        delivered: Returns the composed run when clients have all that they need; it is told of in words.
+        stop: Set to end the run early.
+    """
+
+    engine: Callable[[Mapping[str, Any]], Any]
+    data: Callable[[Mapping[str, Any]], FederatedData]
+    delivered: Callable[[Composed, Callable[[str], None]], Composed]
+    stop: threading.Event
+
+
+def here() -> Where:
+    """Return where a simulation's clients are: on this machine or a cluster, their data with them."""
+    return Where(lambda settings: built(settings["engine"]), prepare_data, lambda made, _: made, threading.Event())
+
+
+def simulate(
+    settings: Mapping[str, Any], folder: Path, where: Where | None = None, *, resume: bool = False
+) -> dict[str, Any]:
     """Run the federation that `settings` describe; leave everything about it in `folder`.
 
     Args:
         settings: Plain and resolved, as `simulations.settings.load_settings` returns them.
         folder: Made if it does not exist.
+        where: Where clients are; None for a simulation.
         resume: Whether to go on with the run in `folder`; `simulations.keeping.settings_to_resume` has its settings.
 
     Returns:
@@ -72,20 +96,21 @@ def simulate(settings: Mapping[str, Any], folder: Path, *, resume: bool = False)
     """
     folder = folder.absolute()
     with locked(folder):
-        return _Run(settings, folder, resume=resume).run()
+        return _Run(settings, folder, where or here(), resume=resume).run()
 
 
 class _Run:
     """One run; its folder is valid at any moment."""
 
-    def __init__(self, settings: Mapping[str, Any], folder: Path, *, resume: bool) -> None:
+    def __init__(self, settings: Mapping[str, Any], folder: Path, where: Where, *, resume: bool) -> None:
         self.settings = settings
+        self.where = where
         self.folder = folder
         self.resume = resume
         self.started = time.perf_counter()
         self.hash = settings_hash(settings)
         self.text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        self.stop = threading.Event()
+        self.stop = where.stop
         self.data: FederatedData | None = None
         self.composed: Composed | None = None
         self.state: RunState | None = None
@@ -122,16 +147,23 @@ class _Run:
             )
 
     def _prepare(self) -> Composed:
-        self.engine = built(self.settings["engine"])
+        self.engine = self.where.engine(self.settings)
         self.tracker.start(self.settings, self.folder)
         self.progress.message("preparing data")
-        self.data = prepare_data(self.settings)
-        write_json(self.folder / "clients.json", client_table(self.data))
-        if self.settings["report"]:
-            plot_clients(self.data, self.folder / "figures" / "clients.png")
-        self.progress.message(in_words_of(self.data))
-        self.composed = self._compose(self.settings, self.folder)
+        self.data = self.where.data(self.settings)
+        if not self.data.remote:
+            self._tell_of_clients(self.data)
+        self.composed = self.where.delivered(self._compose(self.settings, self.folder), self.progress.message)
+        if self.data.remote:  # how much they hold is known when they have what they need to count it
+            self.data = self.composed.data
+            self._tell_of_clients(self.data)
         return self.composed
+
+    def _tell_of_clients(self, data: FederatedData) -> None:
+        write_json(self.folder / "clients.json", client_table(data))
+        if self.settings["report"]:
+            plot_clients(data, self.folder / "figures" / "clients.png")
+        self.progress.message(in_words_of(data))
 
     def _compose(self, settings: Mapping[str, Any], folder: Path) -> Composed:
         if self.data is None:
@@ -147,7 +179,7 @@ class _Run:
         slots = composed.federation.slots
         self.engine.run(partial(self._main, composed), client_app=client_app, slots=slots, stop=self.stop)
 
-    def _main(self, composed: Composed, grid: Grid, nodes: Sequence[int]) -> None:
+    def _main(self, composed: Composed, grid: Grid, nodes: Sequence[int] | Mapping[str, int]) -> None:
         wanted, federation = self.settings["baselines"], composed.federation
         rounds = federation.rounds if wanted["federated"] else 0
         observer = _Both(self.progress, self.tracker)
@@ -175,7 +207,7 @@ class _Run:
             found = run_extraction(self.settings, federation, composed.data, observer=self.progress)
             self.baselines["extraction"] = found
 
-    def _whole_model(self, grid: Grid, nodes: Sequence[int]) -> Evaluation:
+    def _whole_model(self, grid: Grid, nodes: Sequence[int] | Mapping[str, int]) -> Evaluation:
         folder = self.folder / "baselines" / "whole_model"
         composed = self._compose(whole_model_settings(self.settings), folder)
         quiet = Quietly(self.progress)
@@ -217,7 +249,7 @@ class _Run:
 def in_words_of(data: FederatedData) -> str:
     """Return who holds what, in one line."""
     rows = sum(client.rows for client in data.clients)
-    left_out = data.report["clients"]["too_small"] + data.report["clients"]["left_out"]
+    left_out = sum(data.report["clients"].get(reason, 0) for reason in ("too_small", "left_out"))
     also = f"; {left_out} left out (see clients.json and the report)" if left_out else ""
     return f"{len(data.clients)} clients hold {rows} rows of {data.block_size} tokens{also}{_choices_of(data)}"
 

@@ -1,7 +1,8 @@
 """What does a device do with a plan?
 
 Pure functions that train a model's travelling tensors on the device's own rows; the Flower shell around them is `app`,
-which is not imported here: the server trains with the same functions.
+which is not imported here: the server trains with the same functions. `site` is a device's own machine in a real
+federation: where its data, bundles and state are.
 
 To add one more schedule: a line in `schedules.SCHEDULES`. Optimisers are those of `torch.optim`, by name.
 """

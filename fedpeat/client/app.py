@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.client.attack import attacked, poisoned
+from fedpeat.client.site import answer, place, without_paths
 from fedpeat.client.spec import TrainingSpec
 from fedpeat.client.store import Store
 from fedpeat.client.train import weight_of
@@ -41,7 +43,7 @@ from fedpeat.core import (
 from fedpeat.data import open_rows
 from fedpeat.emulators import EmulatedModel, EmulatorLora, unfrozen_names
 from fedpeat.peft import Tuned, attach
-from fedpeat.wire import error_reply, read_arrays, read_job, update_reply
+from fedpeat.wire import answer_reply, error_reply, read_arrays, read_job, read_question, update_reply
 
 app = ClientApp()
 log = logging.getLogger(__name__)
@@ -54,20 +56,55 @@ _EMULATORS: WeakKeyDictionary[Tuned, EmulatorLora] = WeakKeyDictionary()
 
 
 @app.train()
-def handle_train(message: Message, _context: Context) -> Message:
+def handle_train(message: Message, context: Context) -> Message:
     """Train as the message's job says; a failure is told in one line, never raised."""
-    try:
+
+    def trained() -> Message:
         job, arrays = read_job(message)
-        return update_reply(_run(job, read_arrays(arrays)), to=message)
+        return update_reply(_run(place(job, context.node_config), read_arrays(arrays)), to=message)
+
+    return _told(trained, message, context)
+
+
+@app.query("hello")
+def handle_hello(message: Message, context: Context) -> Message:
+    """Say who this device is and what it has."""
+    return _answered("hello", message, context)
+
+
+@app.query("bundle")
+def handle_bundle(message: Message, context: Context) -> Message:
+    """Take a part of a bundle."""
+    return _answered("bundle", message, context)
+
+
+@app.query("begin")
+def handle_begin(message: Message, context: Context) -> Message:
+    """Prepare this device's rows for a federation."""
+    return _answered("begin", message, context)
+
+
+def _answered(action: str, message: Message, context: Context) -> Message:
+    def answered() -> Message:
+        return answer_reply(answer(action, context.node_config, *read_question(message)), to=message)
+
+    return _told(answered, message, context)
+
+
+def _told(work: Callable[[], Message], message: Message, context: Context) -> Message:
+    """Return the reply that `work` makes, or what went wrong, in one line that tells of no path of a device's own."""
+    try:
+        return work()
     except FedPeatError as error:
-        return error_reply(str(error), to=message)
+        reason = str(error)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return error_reply(f"out of memory: {error}; lower client.batch_size or engine.workers", to=message)
+        reason = f"out of memory: {error}; lower client.batch_size or engine.workers"
     except Exception as error:
         log.exception("client failed")
         if os.environ.get("FEDPEAT_DEBUG") == "1":
             raise
-        return error_reply(f"{type(error).__name__}: {error}", to=message)
+        reason = f"{type(error).__name__}: {error}"
+    return error_reply(without_paths(reason, context.node_config), to=message)
 
 
 def tuned_model(job: dict[str, Any]) -> Tuned:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from fedpeat.data.rows import PARTS, FederatedData, is_whole, open_federated
 from fedpeat.data.shards import Shard, keep_fit, make_server, make_shard
 from fedpeat.data.sources import HELD_OUT_FIELD, fingerprint, has_clients, load
 from fedpeat.data.spec import DataSpec
-from fedpeat.data.split import take_server_documents
+from fedpeat.data.split import ServerDocuments, take_server_documents
 from fedpeat.data.text import Documents, TokenisedDocuments, first_occurrences, read_documents, tokenise
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def prepare(
     seed: int,
     cache_folder: str | Path,
     batch_size: int = 1,
+    owner: str | None = None,
 ) -> FederatedData:
     """Read, clean, partition, split, tokenise and pack the data, unless that has been done before.
 
@@ -53,15 +54,17 @@ def prepare(
         seed: The run's seed.
         cache_folder: Where prepared data is kept, each in a folder of its own.
         batch_size: Rows a client needs for one training step.
+        owner: Whose all the documents are, in a real federation, where `source` holds those of one client: the same
+            documents in the same order give the same rows as in a simulation with a client of this name.
 
     Raises:
         ConfigError: If a setting is unknown, missing, out of range, or does not go with another one.
         DataError: If data is missing, empty, lacks a field or cannot be partitioned as asked.
         StorageError: If the folder cannot be written.
     """
-    spec = DataSpec.of(source)
+    spec = DataSpec.of(source) if owner is None else _owned(DataSpec.of(source))
     cache = Path(cache_folder)
-    identity = {
+    identity: dict[str, Any] = {
         "format": FORMAT,
         "spec": _identity(spec),
         "source": fingerprint(spec, cache=cache),
@@ -69,12 +72,17 @@ def prepare(
         "clients_count": clients_count,
         "seed": seed,
         "batch_size": batch_size,
+        **({} if owner is None else {"owner": owner}),
     }
     folder = cache / content_hash(identity)
     if not is_whole(folder):
         with _scratch_folder(cache) as scratch:
             corpus = _read(spec, scratch=scratch, cache=cache)
-            built = _build(spec, corpus, tokenizer, clients_count=clients_count, seed=seed, batch_size=batch_size)
+            wanted = {"clients_count": clients_count, "seed": seed, "batch_size": batch_size}
+            if owner is None:
+                built = _build(spec, corpus, tokenizer, **wanted)
+            else:
+                built = _build_own(spec, corpus, tokenizer, owner=owner, seed=seed, batch_size=batch_size)
         _write(folder, built, spec, tokenizer=tokenizer, tokenizer_id=tokenizer_id, identity=identity)
     return open_federated(folder)
 
@@ -195,6 +203,33 @@ def _build(
     choices = _choices(spec, corpus, tokens, pooled, kept, tokenizer)
     report = {"documents": documents, "clients": clients.report, "tokens": _token_report(kept, pooled)}
     return _Built(kept, pooled, field, histograms, _with_choices(report, choices), choices)
+
+
+def _owned(spec: DataSpec) -> DataSpec:
+    """Return the settings for the documents of one client: it shares none, with the server or with other clients."""
+    return replace(
+        spec,
+        client_field=None,
+        label_field=None,
+        partitioner="natural",
+        partitioner_options={},
+        server_share=0.0,
+        public_share=0.0,
+        server_path=None,
+        server_split=None,
+    )
+
+
+def _build_own(spec: DataSpec, corpus: _Corpus, tokenizer: Any, *, owner: str, seed: int, batch_size: int) -> _Built:
+    tokens = tokenise(corpus.documents, tokenizer=tokenizer, separator=spec.separator)
+    numbers = np.arange(len(corpus.documents))
+    shard = make_shard(owner, numbers, tokens, spec, held_out=corpus.held_out, seed=seed)
+    (shard,), clients = keep_fit([shard], spec, batch_size=batch_size, clients_count=None, natural=True)
+    nothing = ServerDocuments(*[numbers[:0]] * 4)
+    server = make_server(nothing, [], tokens, replace(spec, test_share=0.0, test_blocks=0))
+    documents = {**corpus.report, **{part: len(shard.documents[part]) for part in PARTS[:3]}}
+    report = {"documents": documents, "clients": clients.report, "tokens": _token_report([shard], server)}
+    return _Built([shard], server, None, [], report, None)
 
 
 def _choices(

@@ -85,6 +85,7 @@ class FederatedData:
         block_size: Tokens a row.
         server_rows: The server's rows by part; `test` and `validation` are pooled over clients.
         report: What became of each document, client and token: counts by name.
+        remote: Whether clients hold their rows on machines of their own: the folder has the server's alone.
     """
 
     folder: Path
@@ -92,6 +93,7 @@ class FederatedData:
     block_size: int
     server_rows: Mapping[str, int]
     report: Mapping[str, Any] = field(default_factory=dict)
+    remote: bool = False
 
 
 @dataclass(frozen=True)

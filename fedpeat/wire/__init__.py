@@ -7,9 +7,14 @@ To add one more message: a pair of functions in `messages.py`, write and read, a
 """
 
 from fedpeat.wire.messages import (
+    answer_reply,
     error_reply,
+    question,
+    raw_arrays,
+    read_answer,
     read_failure,
     read_job,
+    read_question,
     read_update,
     train_message,
     update_reply,
@@ -17,10 +22,15 @@ from fedpeat.wire.messages import (
 from fedpeat.wire.records import read_arrays, to_arrays
 
 __all__ = [
+    "answer_reply",
     "error_reply",
+    "question",
+    "raw_arrays",
+    "read_answer",
     "read_arrays",
     "read_failure",
     "read_job",
+    "read_question",
     "read_update",
     "to_arrays",
     "train_message",

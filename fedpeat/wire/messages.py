@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
 from fedpeat.core import EXTRA, ClientFailure, ClientUpdate, UpdateRefused, count_bytes, with_prefix, without_prefix
@@ -48,6 +49,68 @@ def read_job(message: Message) -> tuple[dict[str, Any], ArrayRecord]:
             f"it holds {sorted(content)}",
             "use one version of fedpeat on both ends",
         ) from error
+
+
+def question(action: str, asked: Mapping[str, Any], *, node: int, arrays: ArrayRecord | None = None) -> Message:
+    """Return the message that asks a device for something other than training.
+
+    Args:
+        action: Which handler of the client is to answer: `hello`, `bundle` or `begin`.
+        asked: JSON-like.
+        node: Flower's id of the node.
+        arrays: Raw bytes beside it, from `raw_arrays`; one record may be shared by many messages.
+    """
+    content = RecordDict({CONFIG: ConfigRecord({"asked": json.dumps(asked)})})
+    if arrays is not None:
+        content[ARRAYS] = arrays
+    return Message(content, dst_node_id=node, message_type=f"{MessageType.QUERY}.{action}", group_id=action)
+
+
+def raw_arrays(data: bytes) -> ArrayRecord:
+    """Return raw bytes as a Flower record."""
+    return to_arrays({"data": torch.frombuffer(bytearray(data), dtype=torch.uint8)} if data else {})
+
+
+def read_question(message: Message) -> tuple[dict[str, Any], bytes]:
+    """Return what is asked by a message made by `question`, and the bytes beside it.
+
+    Raises:
+        UpdateRefused: If it is not such a message.
+    """
+    content = message.content
+    try:
+        asked = json.loads(str(content.config_records[CONFIG]["asked"]))
+        tensors = read_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else {}
+        data = tensors["data"].numpy().tobytes() if tensors else b""
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UpdateRefused(
+            "a question must hold 'config.asked' as JSON",
+            f"it holds {sorted(content)}",
+            "use one version of fedpeat on both ends",
+        ) from error
+    return asked, data
+
+
+def answer_reply(answer: Mapping[str, Any], *, to: Message) -> Message:
+    """Return the reply that carries an answer."""
+    return Message(RecordDict({CONFIG: ConfigRecord({"answer": json.dumps(answer)})}), reply_to=to)
+
+
+def read_answer(reply: Message) -> dict[str, Any]:
+    """Return the answer in a reply made by `answer_reply`.
+
+    Raises:
+        UpdateRefused: If there is none.
+    """
+    try:
+        answer = json.loads(str(reply.content.config_records[CONFIG]["answer"]))
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UpdateRefused(
+            "an answer must hold 'config.answer' as JSON", str(error), "use one version of fedpeat on both ends"
+        ) from error
+    if not isinstance(answer, dict):
+        raise UpdateRefused("an answer must be a mapping", type(answer).__name__, "use one version of fedpeat")
+    return answer
 
 
 def update_reply(update: ClientUpdate, *, to: Message) -> Message:

@@ -127,7 +127,8 @@ def held(monkeypatch):
     def make(**counts):
         rows = {name: torch.arange(n)[:, None] + 10 * place for place, (name, n) in enumerate(counts.items())}
         monkeypatch.setattr(conditions, "open_rows", lambda _folder, name, part: _rows(rows[name], part))
-        return SimpleNamespace(folder="data", clients=[SimpleNamespace(name=name) for name in counts])
+        clients = [SimpleNamespace(name=name) for name in counts]
+        return SimpleNamespace(folder="data", clients=clients, remote=False)
 
     return make
 

@@ -142,7 +142,7 @@ def data(make_ids, monkeypatch):
         return Rows(ids, ids.masked_fill(torch.arange(9)[:, None] < 7, -100))
 
     monkeypatch.setattr(costs, "open_rows", open_rows)
-    return SimpleNamespace(clients=clients, folder="", asked=asked)
+    return SimpleNamespace(clients=clients, folder="", asked=asked, remote=False)
 
 
 SIZES = {"default": {"bundle_bytes": 5}, "same": {"bundle_bytes": 8}, "odd": {"bundle_bytes": 8}}
@@ -167,6 +167,12 @@ def test_costs_are_measured_on_the_device_and_on_the_full_model(federation, data
     assert found["same"]["zero_shot_ratio"] == 1.0
     assert found["odd"]["zero_shot_ratio"] == math.inf
     assert perplexity_ratio(Evaluation(1.0, 0, 1), Evaluation(2.0, 0, 1)) == pytest.approx(1 / math.e)
+
+
+def test_where_clients_rows_are_elsewhere_the_servers_own_are_measured_on(federation, data):
+    data.remote = True
+    assert costs_of(SIZES, federation, data, measure=True)["default"]["step_seconds"] > 0
+    assert data.asked == ["server"]
 
 
 def test_what_is_not_to_be_measured_or_cannot_be_is_none(federation, data, monkeypatch):

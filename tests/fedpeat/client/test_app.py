@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
@@ -68,7 +70,7 @@ def ask(job, tensors):
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
     message = train_message(job, to_arrays(tensors), node=1, ttl_seconds=None)
     message.metadata.__dict__["_message_id"] = "m"
-    return app.handle_train(message, None)
+    return app.handle_train(message, SimpleNamespace(node_config={}))
 
 
 def random_like(tensors, seed=1, size=0.1):

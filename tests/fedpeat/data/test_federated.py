@@ -227,3 +227,48 @@ def test_opening_rows_needs_none_of_the_libraries_that_prepared_them(prepared):
     rows = open_rows(data.folder, "client-0")
     assert done.stdout.split(maxsplit=2) == [str(len(rows)), str(rows.input_ids.sum().item()), "[]\n"]
     assert sources_of(rows.input_ids)
+
+
+OWNED = {
+    "texts": {"test_share": 0.2, "validation_share": 0.2},
+    "padded": {"test_share": 0.3, "tail": "pad"},
+    "last rows": {"test_blocks": 2},
+    "pairs": {"test_share": 0.2, "prompt_field": "who", "answer_field": "text"},
+    "choices": {"test_share": 0.2, "prompt_field": "text", "answer_field": "kind", "choices": "auto", "block_size": 12},
+    "few": {"too_small": "keep", "block_size": 40, "test_share": 0.5, "tail": "drop"},
+}
+
+
+@pytest.mark.parametrize("kind", OWNED)
+def test_the_rows_of_one_owners_documents_are_those_of_its_client(prepared, tokenizer, tmp_path, kind):
+    rows = documents(48)
+    settings = {"kind": "jsonl", "block_size": 6, **OWNED[kind]}
+    whole = prepared([*rows, *rows[:3]], **{"client_field": "who", "seed": 5, "server_path": None, **OWNED[kind]})
+    for client in whole.clients:
+        path = write_jsonl(tmp_path / f"{client.name}.jsonl", [row for row in rows if row["who"] == client.name])
+        # What is about other clients and the server has no meaning for one owner, and may name fields it lacks.
+        others = {"client_field": "no such field", "server_share": 0.9, "label_field": "nor this"}
+        own = prepare(
+            {**settings, "path": str(path), **others},
+            tokenizer=tokenizer,
+            tokenizer_id="words",
+            clients_count=None,
+            seed=5,
+            cache_folder=tmp_path / "own",
+            owner=client.name,
+        )
+        (found,) = own.clients
+        assert found == client
+        for part in ("train", "validation", "test"):
+            here, there = open_rows(own.folder, client.name, part), open_rows(whole.folder, client.name, part)
+            assert here.input_ids.tolist() == there.input_ids.tolist()
+            assert here.labels.tolist() == there.labels.tolist()
+        assert own.server_rows == {"train": 0, "validation": 0, "test": 0, "public": 0}
+
+
+def test_an_owner_with_too_little_is_refused(tokenizer, tmp_path):
+    path = write_jsonl(tmp_path / "own.jsonl", documents(1))
+    settings = {"kind": "jsonl", "block_size": 6, "path": str(path)}
+    common = {"tokenizer": tokenizer, "tokenizer_id": "words", "clients_count": None, "seed": 0}
+    with pytest.raises(DataError, match=r"ann .* rows to train on"):
+        prepare(settings, **common, cache_folder=tmp_path / "cache", batch_size=2, owner="ann")

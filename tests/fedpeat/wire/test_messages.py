@@ -4,7 +4,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpeat.core import ClientUpdate, UpdateRefused
-from fedpeat.wire import error_reply, read_failure, read_job, read_update, to_arrays, train_message, update_reply
+from fedpeat.wire import (
+    answer_reply,
+    error_reply,
+    question,
+    raw_arrays,
+    read_answer,
+    read_failure,
+    read_job,
+    read_question,
+    read_update,
+    to_arrays,
+    train_message,
+    update_reply,
+)
 
 
 @pytest.fixture
@@ -101,3 +114,24 @@ def test_a_reply_without_its_parts_is_refused(message, content):
         read_update(Message(content, reply_to=message))
     with pytest.raises(UpdateRefused):
         read_job(Message(content, dst_node_id=1, message_type="train"))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", bytes(range(256)) * 3])
+def test_a_question_and_its_answer_survive_the_way(data):
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+    asked = {"version": "0" * 32, "pieces": [["a/b", 0, 3]], "manifest": {"ü": None}}
+    made = question("bundle", asked, node=7, arrays=raw_arrays(data))
+    assert (made.metadata.message_type, made.metadata.dst_node_id) == ("query.bundle", 7)
+    assert read_question(made) == (asked, data)
+    assert read_question(question("hello", {}, node=7)) == ({}, b"")
+    made.metadata.__dict__["_message_id"] = "m"
+    assert read_answer(answer_reply({"rows": 3}, to=made)) == {"rows": 3}
+
+
+def test_what_is_no_question_or_no_answer_is_refused(message):
+    with pytest.raises(UpdateRefused, match=r"config\.asked"):
+        read_question(message)
+    for said in ({}, {"answer": "{"}, {"answer": "[" * 100_000}, {"answer": "[1]"}):
+        reply = Message(RecordDict({"config": ConfigRecord(said)}), reply_to=message)
+        with pytest.raises(UpdateRefused, match="answer"):
+            read_answer(reply)

@@ -1,0 +1,292 @@
+"""Flower's programs: started with our environment, waited for until they are ready, and ended."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedpeat.client.site import SITE
+from fedpeat.core import EngineError, read_json, write_json, write_text
+from simulations.cli import QUIET
+from simulations.deployment.layout import CONNECTION, ClientFolder, Deployment
+
+READY_SECONDS = 120.0
+"""How long a program may take until it is ready; on a busy machine its imports alone take tens of seconds."""
+
+END_SECONDS = 20.0
+LOG_BYTES = 10 * 2**20
+_BINARIES = Path(sys.executable).parent
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of Flower's programs: nothing calls out, is installed for a run, or is written elsewhere.
+
+    Args:
+        home: What Flower takes for its own folder.
+    """
+    return {
+        **os.environ,
+        **QUIET,
+        "PATH": os.pathsep.join([str(_BINARIES), os.environ.get("PATH", "")]),  # they start each other by name
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+        "PYTHONUNBUFFERED": "1",
+        "COLUMNS": "200",
+    }
+
+
+def superlink(deployment: Deployment, *, bind: str) -> subprocess.Popen[bytes]:
+    """Start the server's program; everything it says goes into `server.log`."""
+    trust = (
+        ["--insecure"]
+        if deployment.insecure
+        else [
+            f"--ssl-ca-certfile={deployment.ca}",
+            f"--ssl-certfile={deployment.certificate}",
+            f"--ssl-keyfile={deployment.key}",
+            "--enable-supernode-auth",
+        ]
+    )
+    # In memory: with its database on disk Flower locks up under large messages, and keeps no run over a restart.
+    command = [sys.executable, "-m", "simulations.deployment.superlink", f"--host={bind}", f"--port={deployment.port}"]
+    return _start([*command, *trust, "--disable-runtime-dependency-installation"], deployment.home, deployment.log)
+
+
+def supernode(client: ClientFolder) -> subprocess.Popen[bytes]:
+    """Start a client's program; everything it says goes into `client.log`."""
+    site = read_json(client.site)
+    insecure = bool(site.get("insecure"))
+    trust = (
+        ["--insecure"]
+        if insecure
+        else [f"--root-certificates={client.ca}", f"--auth-supernode-private-key={client.key}"]
+    )
+    command = [str(_BINARIES / "flower-supernode"), f"--superlink={site['superlink']}", f"--port={free_port()}"]
+    config = f'{SITE}="{client.site}"'
+    return _start([*command, *trust, f"--node-config={config}"], client.home, client.log)
+
+
+def _start(command: Sequence[str], home: Path, log: Path) -> subprocess.Popen[bytes]:
+    home.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        # A session of its own: Ctrl-C at our terminal is ours to hand on, once.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(home),
+            start_new_session=True,
+        )
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def is_up(deployment: Deployment) -> bool:
+    """Return whether the server answers, on its own machine."""
+    scheme = "http" if deployment.insecure else "https"
+    context = None if deployment.insecure else ssl.create_default_context(cafile=str(deployment.ca))
+    try:
+        with urllib.request.urlopen(f"{scheme}://{deployment.own_address}/health", timeout=5, context=context) as reply:
+            return reply.status == 200
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], *, what: str, log: Path) -> None:
+    """Wait until `ready`.
+
+    Raises:
+        EngineError: If the process ends before, or takes too long.
+    """
+    deadline = time.monotonic() + READY_SECONDS
+    while not ready():
+        if process.poll() is not None:
+            raise EngineError(f"{what} did not start", last_words(log), f"see {log}")
+        if time.monotonic() > deadline:
+            raise EngineError(f"{what} is not ready after {READY_SECONDS:.0f} s", last_words(log), f"see {log}")
+        time.sleep(0.2)
+
+
+def shorten_log(log: Path) -> int:
+    """Put a log aside that has grown large; return how many bytes the log has then."""
+    size = log.stat().st_size if log.exists() else 0
+    if size > LOG_BYTES:
+        log.replace(log.with_name(f"{log.name}.old"))
+        return 0
+    return size
+
+
+def is_connected(client: ClientFolder, since: int) -> bool:
+    """Return whether a client's program has said, after `since` bytes of its log, that the server knows it."""
+    return "SuperNode ID:" in _after(client.log, since)
+
+
+def _after(log: Path, since: int) -> str:
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(since)
+        return file.read().decode(errors="replace")
+
+
+def last_words(log: Path) -> str:
+    """Return what a log says at its end of what went wrong, in one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", _after(log, max(0, log.stat().st_size - 8000) if log.exists() else 0))
+    lines = [re.sub(r"^(INFO|WARN\w*|ERROR)\s*:\s*", "", line).strip() for line in text.splitlines()]
+    told = [line for line in lines if line and "For more information" not in line]
+    exits = [number for number, line in enumerate(told) if line.startswith("Exit Code:") and line != "Exit Code: 0"]
+    if exits:  # what Flower says of it is in the lines that follow
+        return " ".join(told[exits[-1] : exits[-1] + 4])[:300]
+    wrong = [line for line in told if re.search(r"[Ee]rror|refused|denied|in use|failed", line)]
+    return (wrong or told or ["it said nothing"])[-1][:300]
+
+
+@contextlib.contextmanager
+def ending_with_us(process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
+    """Hand on to a program the wish to end it, and in any case end it; yield what is set once somebody wished so."""
+    asked = threading.Event()
+
+    def hand_on(*_: Any) -> None:
+        asked.set()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        end(process)
+
+
+def stay(
+    process: subprocess.Popen[bytes], ready: Callable[[], bool], greet: Callable[[], None], what: str, log: Path
+) -> int:
+    """Keep a program running until somebody ends it; return the exit code.
+
+    Args:
+        process: The program.
+        ready: Whether it is ready.
+        greet: Called once it is.
+        what: What it is called in errors.
+        log: Where it writes what it says.
+
+    Raises:
+        EngineError: If it does not become ready, or ends by itself.
+    """
+    with ending_with_us(process) as asked:
+        try:
+            wait_until(ready, process, what=what, log=log)
+            greet()
+            process.wait()
+            raise EngineError(f"{what} ended", last_words(log), f"see {log}")
+        except EngineError:
+            if asked.is_set():
+                return 0
+            raise
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a program of ours, at first politely."""
+    process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def write_connection(deployment: Deployment) -> None:
+    """Tell Flower's command line where the server is."""
+    trust = "insecure = true" if deployment.insecure else f"root-certificates = {json.dumps(str(deployment.ca))}"
+    address = json.dumps(deployment.own_address)
+    deployment.home.mkdir(parents=True, exist_ok=True)
+    text = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = {address}\n{trust}\n'
+    write_text(deployment.home / "config.toml", text)
+
+
+def flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
+    """Run Flower's command line with `--format json`, and return what it answers.
+
+    Raises:
+        EngineError: If it fails.
+    """
+    command = [str(_BINARIES / "flwr"), *arguments, "--format", "json"]
+    ran = subprocess.run(command, env=environment(deployment.home), capture_output=True, text=True, check=False)
+    found = re.search(r"\{.*\}", ran.stdout, flags=re.DOTALL)
+    answer = json.loads(found.group()) if found else {}
+    if ran.returncode or not answer.get("success"):
+        told = answer.get("error-message") or (ran.stderr or ran.stdout).strip().splitlines()[-1:] or "no answer"
+        raise EngineError(f"flwr {' '.join(arguments[:2])} failed", str(told)[:300], f"see {deployment.log}")
+    return answer
+
+
+def register(deployment: Deployment) -> dict[str, int]:
+    """Register each client's public key under its name; return Flower's node ids by name.
+
+    Raises:
+        EngineError: If the server refuses one.
+    """
+    nodes = {}
+    for name in deployment.names:
+        key = deployment.public_key(name)
+        if key.exists():  # a client may be locked out, or hand its key over later
+            nodes[name] = int(
+                flwr(deployment, "supernode", "register", str(key), CONNECTION, "--name", name)["node-id"]
+            )
+    write_json(deployment.nodes, {name: str(node) for name, node in nodes.items()})
+    return nodes
+
+
+def start_run(deployment: Deployment, folder: Path) -> subprocess.Popen[str]:
+    """Start a run in `folder` and stream what its server says."""
+    command = [str(_BINARIES / "flwr"), "run", str(deployment.app), CONNECTION, "--stream"]
+    return subprocess.Popen(
+        [*command, "--run-config", f"folder={json.dumps(str(folder))}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(deployment.home),
+        start_new_session=True,
+    )
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Yield what a program says, line by line, without colours."""
+    if process.stdout is None:
+        return
+    with process.stdout as said:
+        for line in said:
+            yield re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip())
+
+
+def run_status(deployment: Deployment, run: int) -> tuple[str, str]:
+    """Return Flower's status of a run (`finished:completed`, say) and the details.
+
+    Raises:
+        EngineError: If the server does not know it.
+    """
+    runs = flwr(deployment, "list", CONNECTION, "--run-id", str(run)).get("runs", [])
+    if not runs:
+        raise EngineError(f"the server knows no run {run}", "it may have been started anew", "start the run again")
+    return str(runs[0]["status"]), str(runs[0].get("status-details", ""))
