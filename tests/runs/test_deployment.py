@@ -18,6 +18,7 @@ import yaml
 pytestmark = pytest.mark.slow
 
 RUNNING = []  # the server, then a client for each of NAMES
+AFTER_ONE = "checkpoint/round-000001.safetensors"
 PATIENCE = 600  # seconds for a process, on a busy machine
 NAMES = ("ann", "bob", "eve")
 CHOSEN = ("peft.dropout=0.1", "client.optimizer_state=keep", "control.local_steps={eve: 4}", "codec=top_k")
@@ -75,9 +76,8 @@ def wait_for(found, *, what, process=None):
 
 def restart(name, machines):
     """Start a client again until the server lets it in, as systemd does: it first has to notice that it was gone."""
-    log, deadline = machines / name / "again.log", time.monotonic() + PATIENCE
+    log, deadline, place = machines / name / "again.log", time.monotonic() + PATIENCE, 1 + NAMES.index(name)
     while time.monotonic() < deadline:
-        place = 1 + NAMES.index(name)
         RUNNING[place] = start("client", machines / name / "site", log=log, cwd=log.parent)
         wait_for(lambda: RUNNING[place].poll() is not None or "ready" in log.read_text(), what=log.read_text)
         if RUNNING[place].poll() is None:
@@ -230,7 +230,7 @@ def test_a_server_and_a_client_that_were_killed_go_on(ran, deployment, open_run,
     process = start("run", deployment, log=log, cwd=deployment.parent)
     try:
         wait_for(
-            lambda: latest(deployment) != before.folder and "round 1" in log.read_text(),
+            lambda: latest(deployment) != before.folder and (latest(deployment) / AFTER_ONE).exists(),
             what=log.read_text,
             process=process,
         )
