@@ -91,6 +91,15 @@ def test_a_run_needs_a_server(deployment, monkeypatch):
     assert deployment.latest_run() is None
 
 
+@pytest.fixture
+def _heeds_ctrl_c():
+    """A process in a script's background starts with interruptions ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeds_ctrl_c")
 def test_ctrl_c_asks_the_run_to_end_and_a_second_one_leaves():
     asked = []
     with command._ctrl_c(lambda: asked.append(1)):
