@@ -236,8 +236,9 @@ def test_a_server_and_a_client_that_were_killed_go_on(ran, deployment, open_run,
         )
         server, ann = RUNNING[:2]
         for one in psutil.Process(server.pid).children(recursive=True):
-            if any("flwr-serverapp" in word for word in one.cmdline()):
-                one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any("flwr-serverapp" in word for word in one.cmdline()):
+                    one.kill()
         end(ann)
         assert process.wait(PATIENCE) == 1
     finally:

@@ -36,7 +36,7 @@ def test_promised_keys_exist():
         ("strategy=nope", "choose from"),
         ("client.lerning_rate=1", "did you mean 'client.learning_rate'"),
         ("peft.rnk=1", "did you mean 'peft.rank'"),
-        ("round=3", "set one of them: round.min_replies"),
+        ("round=3", "set one of them: round.max_update_norm"),
         ("rounds", "cannot read an override"),
         ("a=[1", "cannot read an override"),
         ("model=hf", "model.name must be given"),
