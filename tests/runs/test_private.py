@@ -18,6 +18,7 @@ def test_epsilon_is_told_round_by_round_and_at_the_end(run):
     assert "privacy" not in run().summary
 
 
+@pytest.mark.slow
 def test_noise_repeats_itself_by_its_seed_only(run):
     first = run(*CHOSEN)
     assert run(*CHOSEN, anew=True).digest == first.digest
@@ -34,6 +35,7 @@ def test_clipping_without_noise_bounds_the_step(run):
     assert ran.of("ann", "delta_norm") > 0.05
 
 
+@pytest.mark.slow
 def test_clients_clip_if_asked_to_what_the_server_bounds_anyway(run):
     ran = run(*CHOSEN, "privacy.clip_on=client", "privacy.noise_multiplier=0.0", "codec=int8")
     there = run(*CHOSEN, "privacy.noise_multiplier=0.0")

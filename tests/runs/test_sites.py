@@ -93,7 +93,12 @@ SCENARIOS = {
 }
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+EVERY_DAY = ("control variates", "several emulators")
+
+
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(name, marks=[] if name in EVERY_DAY else pytest.mark.slow) for name in SCENARIOS]
+)
 def test_it_computes_what_a_simulation_does(deployed, federate, run, scenario):
     deployment, folders = deployed(*SCENARIOS[scenario])
     real, simulated = federate(deployment, Machines(folders)), run(*SCENARIOS[scenario])

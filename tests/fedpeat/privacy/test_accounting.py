@@ -96,6 +96,7 @@ def test_no_noise_and_no_round():
     assert epsilon(0, 0.0, ALL) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "sampling"),
     [(0.5, ALL), (8.0, ALL), (8.0, Sampling(100, 10, poisson=True)), (8.0, Sampling(100, 10))],
