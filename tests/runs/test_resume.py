@@ -195,12 +195,12 @@ def killed_until_done(folder, first, again, kills):
 def test_killed_at_random_points(engine, strategy, tiny, run, open_run, tmp_path):
     folder = tmp_path / "run"
     engines = [f"engine={engine}", *(["engine.workers=2"] if engine == "ray" else [])]
-    overrides = (f"strategy={strategy}", "rounds=8", "evaluate_every=4")
+    overrides, kills = (f"strategy={strategy}", "rounds=6", "evaluate_every=3"), 1 if engine == "ray" else 2
     first = tiny(*overrides, *engines, f"hydra.run.dir={folder}")
-    killed_until_done(folder, first, [f"resume={folder}"], kills=2)
+    killed_until_done(folder, first, [f"resume={folder}"], kills=kills)
     found = open_run(folder)
     assert found.state == run(*overrides).state
-    assert len(found.summary["resumed_after_rounds"]) == 2
+    assert len(found.summary["resumed_after_rounds"]) == kills
     assert yaml.safe_load((folder / "config.yaml").read_text())["engine"]["_target_"].endswith(engine)
 
 
