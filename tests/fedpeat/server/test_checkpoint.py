@@ -123,13 +123,13 @@ for number in range(1, 10**6):
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.011, 0.02])
 def test_a_kill_while_writing_leaves_a_whole_checkpoint(delay, tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    while int(process.stdout.readline()) < 5:
-        pass
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    said = [int(line) for line in process.stdout.read().split()] or [5]
-    process.wait()
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while int(process.stdout.readline()) < 5:
+            pass
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        said = [int(line) for line in process.stdout.read().split()] or [5]
     state = Checkpoints(tmp_path, keep=2).newest(pytest.fail)
     assert state.round >= said[-1]
     assert set(state.shared.tensors["w"].tolist()) == {float(state.round)}
