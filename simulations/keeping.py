@@ -54,6 +54,11 @@ class Keeper:
                 "restore metrics.jsonl",
             )
         state = replace(state, resumed=(*state.resumed, state.round))
+        again = self._checkpoints.last_round() - state.round
+        if again:  # known from now on, whatever happens next
+            state = replace(state, repeated=state.repeated + again)
+            self._checkpoints.write(state)
+            self._checkpoints.rewind(state.round)
         return reports, state
 
     def keep(self, report: RoundReport, state: RunState) -> None:
@@ -92,6 +97,13 @@ def settings_to_resume(folder: Path, overrides: list[str]) -> dict[str, Any]:
                 f"what can be set anew: {', '.join(CHANGEABLE)}",
                 nearest(root, CHANGEABLE) or "start a new run",
             )
+    private = settings.get("privacy") or {}
+    if "rounds" in roots and private.get("kind") and private.get("epsilon") is not None:
+        raise ConfigError(
+            f"cannot change {roots['rounds']} of a run with privacy.epsilon={private['epsilon']}",
+            "its noise was chosen for the rounds that it began with",
+            "resume it without, or start a new run",
+        )
     if overrides:
         fresh = load_settings(overrides)
         settings |= {root: fresh[root] for root in roots}

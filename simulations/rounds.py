@@ -1,7 +1,7 @@
 """The round loop: plan, train, aggregate, evaluate, report, keep."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from fedpeat.core import (
     count_bytes,
     with_prefix,
 )
-from fedpeat.server import SERVER
+from fedpeat.server import SERVER, counted_after
 from simulations.exchange import exchange
 from simulations.federation import Federation, Observer, strategy_for
 from simulations.keeping import Keeper
@@ -105,6 +105,7 @@ def _rounds(
         done = strategy.aggregation
         if done is None:
             raise EngineError(f"round {plan.round} has no outcome", "no aggregation", "run with FEDPEAT_DEBUG=1")
+        clients = [client for client in done.clients if client != SERVER]
         state = replace(
             state,
             round=plan.round,
@@ -112,29 +113,16 @@ def _rounds(
             control_state=control_state,
             global_step=int(control_state["global_step"]),
             emulator=emulator,
-            counted=_counted(state, done.clients, plan.round, federation.checkpoints),
+            counted=counted_after(state.counted, clients, plan.round, keep=federation.checkpoints),
         )
         due = plan.round % federation.evaluate_every == 0 or plan.round == federation.rounds
         evaluations: dict[str, Evaluation] = {}
         if due:
             now = clock.run("evaluate", lambda now=state: federation.evaluate(now.shared, now.counted))
             evaluations = {**federation.zero_shot, **now}
-        spent = {} if federation.epsilon is None else {"epsilon": federation.epsilon(plan.round)}
+        spent = {} if federation.epsilon is None else {"epsilon": federation.epsilon(plan.round + state.repeated)}
         report = report_of(plan, strategy, evaluations, clock, also=spent)
         yield report, state
-
-
-def _counted(
-    state: RunState, clients: Iterable[str], server_round: int, checkpoints: int
-) -> dict[str, tuple[int, ...]]:
-    """Return the rounds that counted, by client, back to the last one before the oldest checkpoint that is kept."""
-    after, oldest = dict(state.counted), server_round - checkpoints + 1
-    for client in clients:
-        if client != SERVER:
-            rounds = (*after.get(client, ()), server_round)
-            settled = [number for number in rounds if number <= oldest][-1:]
-            after[client] = (*settled, *(number for number in rounds if number > oldest))
-    return after
 
 
 def _realigned(federation: Federation, plan: RoundPlan, state: RunState) -> Tensors:

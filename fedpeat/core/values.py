@@ -193,6 +193,7 @@ class RunState:
         counted: The rounds in which a client's update counted, by name, as far back as the run may be resumed from: the
             index to what clients keep on their own disks.
         resumed: The rounds after which the run was resumed, oldest first.
+        repeated: How many finished rounds were done once more, since their checkpoints were damaged.
     """
 
     round: int
@@ -203,3 +204,4 @@ class RunState:
     emulator: Tensors = field(default_factory=dict)
     counted: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     resumed: tuple[int, ...] = ()
+    repeated: int = 0

@@ -5,7 +5,7 @@ Evaluation on held-out data, the server's own training, checkpoints and the hist
 To add one more number: a line in `fedpeat.core.METRICS`, its computation where the table says.
 """
 
-from fedpeat.server.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
+from fedpeat.server.checkpoint import Checkpoints, counted_after, read_checkpoint, write_checkpoint
 from fedpeat.server.choices import ChoiceResult, check_normalise, choose
 from fedpeat.server.evaluate import evaluate
 from fedpeat.server.history import History, read_history
@@ -20,6 +20,7 @@ __all__ = [
     "Participant",
     "check_normalise",
     "choose",
+    "counted_after",
     "evaluate",
     "margins",
     "read_checkpoint",

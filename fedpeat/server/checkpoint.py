@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -18,8 +18,30 @@ from fedpeat.core import (
     write_tensors,
 )
 
-FORMAT = "3"
+FORMAT = "4"
 _GLOBAL, _FOLDS, _MEMORY, _EMULATOR = "global/", "folds/", "memory/", "emulator/"
+
+
+def counted_after(
+    counted: Mapping[str, tuple[int, ...]], clients: Iterable[str], server_round: int, *, keep: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the rounds that counted, by client, as far back as a run can be resumed from.
+
+    Args:
+        counted: Those before this round.
+        clients: Whose updates counted in this round.
+        server_round: This round.
+        keep: How many checkpoints stay.
+
+    >>> counted_after({"ann": (1, 2)}, ["ann", "bob"], 4, keep=2)
+    {'ann': (2, 4), 'bob': (4,)}
+    """
+    after, oldest = dict(counted), server_round - keep + 1
+    for client in clients:
+        rounds = (*after.get(client, ()), server_round)
+        settled = [number for number in rounds if number <= oldest][-1:]
+        after[client] = (*settled, *(number for number in rounds if number > oldest))
+    return after
 
 
 def write_checkpoint(path: str | Path, state: RunState) -> None:
@@ -42,6 +64,7 @@ def write_checkpoint(path: str | Path, state: RunState) -> None:
         "seed": state.seed,
         "counted": {client: list(rounds) for client, rounds in state.counted.items()},
         "resumed": list(state.resumed),
+        "repeated": state.repeated,
     }
     metadata = {"format": FORMAT, "state": json.dumps(facts, sort_keys=True), "digest": digest(tensors)}
     write_tensors(path, tensors, metadata)
@@ -97,9 +120,21 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """Return the files, the oldest round first."""
+        return [path for _, path in self._numbered()]
+
+    def _numbered(self) -> list[tuple[int, Path]]:
         found = self._folder.glob("round-*.safetensors") if self._folder.is_dir() else ()
-        numbered = [(int(match[1]), path) for path in found if (match := re.fullmatch(r"round-(\d+)", path.stem))]
-        return [path for _, path in sorted(numbered)]
+        return sorted((int(match[1]), path) for path in found if (match := re.fullmatch(r"round-(\d+)", path.stem)))
+
+    def last_round(self) -> int:
+        """Return the round of the newest file, whether or not it can be read; -1 if there is none."""
+        return max((number for number, _ in self._numbered()), default=-1)
+
+    def rewind(self, last_round: int) -> None:
+        """Drop the files after `last_round`."""
+        for number, path in self._numbered():
+            if number > last_round:
+                path.unlink(missing_ok=True)
 
     def newest(self, tell: Callable[[str], None] = lambda _: None) -> RunState | None:
         """Return the newest state that can be read; None if nothing was written.

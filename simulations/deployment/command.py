@@ -32,9 +32,6 @@ _NOISE = re.compile(r"(INFO|DEBUG)\s*:|Using SuperLink:|Successfully installed "
 STOP_SECONDS = 600.0
 """Seconds for a run to end in order, until Flower is asked to end it."""
 
-BINDS = ("0.0.0.0", "127.0.0.1")
-"""Where the server can listen: on all of its machine's addresses, or for clients on the same machine only."""
-
 HELP = """fedpeat deploy: a federation on several machines, through Flower.
 
 usage: fedpeat deploy init FOLDER names=[ann,bob] hosts=[server.example.org] [port=8000] [key=value ...] [--insecure]

@@ -6,7 +6,6 @@ One server and three clients stay up for all tests here; each has a folder of it
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,11 +14,12 @@ import psutil
 import pytest
 import yaml
 
+from tests.processes import PATIENCE, end, free_port, wait_for
+
 pytestmark = pytest.mark.slow
 
 RUNNING = []  # the server, then a client for each of NAMES
 AFTER_ONE = "checkpoint/round-000001.safetensors"
-PATIENCE = 600  # seconds for a process, on a busy machine
 NAMES = ("ann", "bob", "eve")
 CHOSEN = ("peft.dropout=0.1", "client.optimizer_state=keep", "control.local_steps={eve: 4}", "codec=top_k")
 COMMAND = "import sys; from simulations.cli import main; main(['deploy', *sys.argv[1:]])"
@@ -56,24 +56,6 @@ def command(*words, cwd):
     return done.returncode, done.stdout + done.stderr
 
 
-def end(process):
-    """End a process and all that it started, by their numbers."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        whole = psutil.Process(process.pid)
-        for one in [*whole.children(recursive=True), whole]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-    process.wait()
-
-
-def wait_for(found, *, what, process=None):
-    deadline = time.monotonic() + PATIENCE
-    while not found():
-        assert process is None or process.poll() is None, what()
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.2)
-
-
 def restart(name, machines):
     """Start a client again until the server lets it in, as systemd does: it first has to notice that it was gone."""
     log, deadline, place = machines / name / "again.log", time.monotonic() + PATIENCE, 1 + NAMES.index(name)
@@ -83,12 +65,6 @@ def restart(name, machines):
         if RUNNING[place].poll() is None:
             return
     pytest.fail(log.read_text())
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,16 @@ for Ray's files of its own, so that it neither sees nor disturbs another cluster
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from simulations.keeping import settings_to_resume
 from simulations.run import simulate
+from tests.processes import PATIENCE, end, free_port, listens, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +28,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from simulations.cli import main
 main(sys.argv[1:])
 """
-PATIENCE = 240  # seconds for a process, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +61,6 @@ def start(tiny, tmp_path_factory, ray_folder):
             end(process)
 
     return begin
-
-
-def end(process):
-    """End a process and all that it started, by their numbers."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        whole = psutil.Process(process.pid)
-        for one in [*whole.children(recursive=True), whole]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +121,7 @@ def test_workers_are_sent_what_re_alignment_changes(launch):
 @pytest.fixture
 def cluster():
     """A Ray cluster that somebody else started: its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
         command += ["--include-dashboard=false", f"--temp-dir={folder}", "--object-store-memory=100000000"]
@@ -144,23 +129,10 @@ def cluster():
         with (Path(folder) / "told").open("w") as told:
             process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            wait_until(lambda: listens(port) and "Ray runtime started" in (Path(folder) / "told").read_text())
+            wait_for(lambda: listens(port) and "Ray runtime started" in (Path(folder) / "told").read_text())
             yield f"127.0.0.1:{port}"
         finally:
             end(process)
-
-
-def listens(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-def wait_until(done):
-    begin = time.monotonic()
-    while not done():
-        assert time.monotonic() - begin < PATIENCE, "it takes too long"
-        time.sleep(0.1)
 
 
 def test_a_living_cluster_computes_what_one_process_does(cluster, serial, launch):
@@ -170,9 +142,7 @@ def test_a_living_cluster_computes_what_one_process_does(cluster, serial, launch
 
 
 def test_no_cluster_at_an_address_is_told(start):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with start(*RAY, f"engine.address={address}") as (process, _):
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
@@ -202,7 +172,7 @@ def rounds_in(folder):
 
 def test_a_worker_that_is_killed_ends_the_run_with_advice_and_it_goes_on(start, open_run, run):
     with start(*LONG, *RAY, "engine.workers=1") as (process, folder):
-        wait_until(lambda: rounds_in(folder) > 2 or process.poll() is not None)
+        wait_for(lambda: rounds_in(folder) > 2 or process.poll() is not None)
         assert process.poll() is None, process.communicate()
         (worker,) = {int(metrics["process"]) for metrics in open_history(folder)[1]["clients"].values()}
         os.kill(worker, signal.SIGKILL)
@@ -227,7 +197,7 @@ def open_history(folder):
 @pytest.mark.parametrize("engine", [("engine=serial",), (*RAY, "engine.workers=1")], ids=["serial", "ray"])
 def test_ctrl_c_ends_a_run_in_order(engine, start, open_run):
     with start(*LONG, *engine, "report=true") as (process, folder):
-        wait_until(lambda: rounds_in(folder) > 1 or process.poll() is not None)
+        wait_for(lambda: rounds_in(folder) > 1 or process.poll() is not None)
         assert process.poll() is None, process.communicate()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)

@@ -2,6 +2,9 @@
 
 import pytest
 
+from simulations.keeping import settings_to_resume
+from simulations.run import simulate
+
 CHOSEN = ("privacy=client_level", "privacy.noise_seed=4", "privacy.clip_norm=0.05", "client.learning_rate=0.05")
 
 
@@ -16,6 +19,14 @@ def test_epsilon_is_told_round_by_round_and_at_the_end(run):
     assert ran.rounds[1]["metrics"]["clip_norm"] == 0.05
     assert ran.rounds[1]["metrics"]["clipped_share"] == 1
     assert "privacy" not in run().summary
+
+
+def test_a_round_that_was_given_away_twice_is_paid_for_twice(run):
+    ran = run(*CHOSEN, "rounds=1", anew=True)
+    max((ran.folder / "checkpoint").iterdir()).write_bytes(b"damaged")
+    summary = simulate(settings_to_resume(ran.folder, []), ran.folder, resume=True)
+    assert ran.rounds[1]["metrics"]["epsilon"] == pytest.approx(6.5730, abs=1e-3)  # as after two rounds
+    assert summary["privacy"]["epsilon"] == ran.rounds[1]["metrics"]["epsilon"]
 
 
 @pytest.mark.slow

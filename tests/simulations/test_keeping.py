@@ -47,7 +47,18 @@ def test_a_checkpoint_that_is_damaged_costs_one_round(tmp_path):
     told = []
     reports, state = Keeper(tmp_path, 2).resume(told.append)
     assert state.round == reports[-1].round == 2
+    assert state.repeated == 1
     assert len(told) == 1
+
+
+def test_rounds_that_were_done_once_more_stay_counted(tmp_path):
+    kept(tmp_path, 3)
+    for _ in range(2):
+        max((tmp_path / "checkpoint").iterdir()).write_bytes(b"damaged")
+        keeper = Keeper(tmp_path, 2)
+        _, state = keeper.resume(lambda _: None)
+        keeper.keep(report(3), replace(state, round=3))
+    assert Keeper(tmp_path, 2).resume(pytest.fail)[1].repeated == 2
 
 
 def test_before_the_first_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
@@ -87,6 +98,17 @@ def test_what_made_the_run_cannot_be_changed(override, tmp_path):
     with pytest.raises(ConfigError, match="of a run that is resumed") as told:
         settings_to_resume(tmp_path, [override])
     assert all(key in told.value.found for key in CHANGEABLE)
+
+
+@pytest.mark.parametrize(("epsilon", "refused"), [(8.0, True), (None, False)])
+def test_noise_that_was_chosen_for_some_rounds_cannot_be_stretched(epsilon, refused, tmp_path):
+    settings = load_settings(["privacy=client_level", "rounds=4"])
+    settings["privacy"]["epsilon"] = epsilon
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    if refused:
+        with pytest.raises(ConfigError, match=r"privacy\.epsilon=8"):
+            settings_to_resume(tmp_path, ["rounds=9"])
+    assert settings_to_resume(tmp_path, ["rounds=9"] if not refused else [])["rounds"] == (4 if refused else 9)
 
 
 @pytest.mark.parametrize("text", [None, "{", "- 1"])

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeat.client import Store
-from fedpeat.core import GlobalState, RunState, StorageError, digest
-from simulations.rounds import _counted
+from fedpeat.core import StorageError, digest
+from fedpeat.server import counted_after
 
 
 def value(number):
@@ -106,8 +106,7 @@ def test_a_run_killed_anywhere_reads_what_an_uninterrupted_one_does(tmp_path_fac
             for newest in sorted(checkpoints)[1:][::-1][: data.draw(st.integers(0, len(checkpoints) - 1))]:
                 del checkpoints[newest]
             continue
-        state = RunState(number - 1, GlobalState({}), {}, 0, 0, counted={"a": counted})
-        after = _counted(state, ["a"] if takes_part[number] else [], number, keep)
+        after = counted_after({"a": counted}, ["a"] if takes_part[number] else [], number, keep=keep)
         checkpoints[number] = after["a"]
         checkpoints = dict(sorted(checkpoints.items())[-keep:])
         want[number] = want[number - 1] + takes_part[number]

@@ -52,7 +52,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(StorageError, match="format"):
         read_checkpoint(tmp_path / "other.safetensors")
     write_tensors(tmp_path / "older.safetensors", {"w": torch.zeros(1)}, {"format": "1", "state": "{}"})
-    with pytest.raises(StorageError, match="reads format '3'"):
+    with pytest.raises(StorageError, match="reads format '4'"):
         read_checkpoint(tmp_path / "older.safetensors")
     with pytest.raises(StorageError):
         read_checkpoint(tmp_path / "absent.safetensors")
