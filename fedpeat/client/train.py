@@ -14,7 +14,7 @@ from fedpeat.client.prefix import Prefix
 from fedpeat.client.schedules import factor
 from fedpeat.client.spec import NO_GUIDANCE, Guidance, TrainingSpec
 from fedpeat.client.steps import Stepper, loss_function, scored_tokens
-from fedpeat.core import ConfigError, DataError, UpdateRefused, all_finite, nearest, seed_for, subtract
+from fedpeat.core import ConfigError, DataError, UpdateRefused, all_finite, nearest, seed_for
 from fedpeat.data import Rows
 from fedpeat.peft import Tuned
 
@@ -105,7 +105,10 @@ def train(  # noqa: PLR0913
             losses += stepper.step([rows.batch(indices) for indices in chosen], rate, chosen)
         values = torch.stack(losses).tolist() if losses else []  # the only wait for a GPU
         seconds = time.perf_counter() - began
-        delta = subtract(tuned.read(), start)
+        kept = read_state(optimizer, tuned) if spec.optimizer_state == "keep" else {}
+        optimizer.zero_grad()
+        optimizer.state.clear()  # of whole weights these are gigabytes, and the delta is one more set
+        delta = tuned.change_since(start)
     _check(values, delta, client, start_step)
     examples = steps * spec.accumulate * spec.batch_size
     metrics = {
@@ -117,7 +120,6 @@ def train(  # noqa: PLR0913
         "train_steps": float(steps),
         "train_seconds": seconds,
     }
-    kept = read_state(optimizer, tuned) if spec.optimizer_state == "keep" else {}
     return TrainingResult(delta, metrics, kept or None, stepper.mean_gradient())
 
 

@@ -69,6 +69,13 @@ class Tuned:
             for name, parameter in zip(self.names, self.parameters, strict=True)
         }
 
+    def change_since(self, start: Tensors) -> dict[str, torch.Tensor]:
+        """Return how far the trainable tensors are from `start`, on the CPU, by canonical name."""
+        return {
+            name: parameter.detach().cpu() - start[name]
+            for name, parameter in zip(self.names, self.parameters, strict=True)
+        }
+
     def write(self, tensors: Tensors) -> None:
         """Copy `tensors` into the trainable tensors.
 
