@@ -22,8 +22,8 @@ setup: $(READY)  ## make .venv with the tested versions
 demo: $(READY)  ## set up, then run the main job: a federation on real text (about two minutes)
 	$(BIN)/fedpeat simulate experiment=demo
 
-test: $(READY)  ## set up, then run the fast tests
-	$(BIN)/python -m pytest -q
+test: $(READY)  ## set up, then run the fast tests, on up to 8 cores
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadscope
 
 test-all: $(READY)  ## run all tests, the slow ones too (Ray, real processes, the wheel)
 	$(BIN)/python -m pytest -q -m "not gpu and not hub"

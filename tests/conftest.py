@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+# Side by side, each with one thread: read by torch when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if TYPE_CHECKING:
     import torch
 
