@@ -136,7 +136,7 @@ def _status(name: str) -> float:
 
 def quiet() -> None:
     """Set the environment of all measurements, before the imports: one thread, nothing that calls out, no chatter."""
-    from simulations.cli import QUIET
+    from simulations import QUIET
 
     os.environ.update({**QUIET, **dict.fromkeys(ONE_THREAD, "1"), "HF_HUB_OFFLINE": "1"})
     logging.getLogger("flwr").setLevel(logging.ERROR)

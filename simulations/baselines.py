@@ -25,6 +25,9 @@ class Quietly:
     def resumed(self, done: int) -> None:
         """Show nothing."""
 
+    def bundle_delivered(self, version: str, clients: int, sent: int) -> None:
+        """Show nothing."""
+
     def round_started(self, plan: RoundPlan) -> None:
         """Show nothing."""
 

@@ -24,16 +24,6 @@ usage: fedpeat COMMAND [overrides]
 'fedpeat COMMAND --help' lists all groups, options and keys.
 """
 
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
-"""Nothing calls out by itself. Read by Flower, Ray and others when they are imported, so set before."""
-
 COMMANDS = ("simulate", "compare", "study", "deploy", "report", "pretrain")
 ELSEWHERE = {
     "compare": "simulations.compare.command:compare",
@@ -49,8 +39,6 @@ CONFIG_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 a mistake in the config, 1 another failure, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in {"-h", "--help", "help"}:
         print(USAGE)

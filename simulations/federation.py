@@ -36,10 +36,13 @@ second, which with 200 of each took a core from the workers. Enough for 300 clie
 
 
 class Observer(Protocol):
-    """Who watches a run: progress on a terminal, trackers."""
+    """Who watches a run: progress on a terminal, the run's log."""
 
     def resumed(self, done: int) -> None:
         """See a run go on after its round `done`."""
+
+    def bundle_delivered(self, version: str, clients: int, sent: int) -> None:
+        """See all clients of an emulator have its bundle: how many they are, and the bytes sent for it."""
 
     def round_started(self, plan: RoundPlan) -> None:
         """See a round begin."""

@@ -70,6 +70,9 @@ class Progress:
         self.done = self.round = done
         self.message(f"going on after round {done}")
 
+    def bundle_delivered(self, version: str, clients: int, sent: int) -> None:
+        """Tell nothing: each part of a bundle was told of when it was sent."""
+
     def round_started(self, plan: RoundPlan) -> None:
         """Tell that clients are at work on a round."""
         self.round, self.participants = plan.round, len(plan.devices) + self.also

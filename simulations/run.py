@@ -18,7 +18,6 @@ from fedpeat.core import (
     ConfigError,
     EngineError,
     Evaluation,
-    RoundReport,
     RunState,
     locked,
     peak_rss_mib,
@@ -34,13 +33,16 @@ from simulations.corpus import cache_folder, prepare_data
 from simulations.exchange import Interrupted
 from simulations.export import export
 from simulations.extraction import run_extraction
+from simulations.federation import Observer
 from simulations.keeping import check_made_of
+from simulations.observers import Together
 from simulations.progress import Progress
 from simulations.report import summarise, write_report
 from simulations.report.wording import percent
 from simulations.rounds import run_rounds
+from simulations.run_log import RunLog
 from simulations.settings import settings_hash
-from simulations.trackers import Tracker, quietly
+from simulations.trackers import quietly
 
 REPORTED = ("fedpeat", "torch", "transformers", "peft", "flwr", "ray", "safetensors", "numpy")
 
@@ -61,20 +63,25 @@ class Where(NamedTuple):
 
     Attributes:
         engine: Returns what executes clients, with `workers` and `run`.
-        data: Returns the partitioned data.
-        delivered: Returns the composed run when clients have all that they need; it is told of in words.
+        data: Returns the partitioned data; tells what is waited for.
+        delivered: Returns the composed run when clients have all that they need; an observer sees it.
         stop: Set to end the run early.
     """
 
     engine: Callable[[Mapping[str, Any]], Any]
-    data: Callable[[Mapping[str, Any]], FederatedData]
-    delivered: Callable[[Composed, Callable[[str], None]], Composed]
+    data: Callable[[Mapping[str, Any], Callable[[str], None]], FederatedData]
+    delivered: Callable[[Composed, Observer], Composed]
     stop: threading.Event
 
 
 def here() -> Where:
     """Return where a simulation's clients are: on this machine or a cluster, their data with them."""
-    return Where(lambda settings: built(settings["engine"]), prepare_data, lambda made, _: made, threading.Event())
+    return Where(
+        engine=lambda settings: built(settings["engine"]),
+        data=lambda settings, _: prepare_data(settings),
+        delivered=lambda composed, _: composed,
+        stop=threading.Event(),
+    )
 
 
 def simulate(
@@ -116,22 +123,29 @@ class _Run:
         self.state: RunState | None = None
         self.baselines: dict[str, Any] = {}
         self.status = "failed"
+        self.error: BaseException | None = None
         self.seconds_before = 0.0
         self.progress = Progress()
-        self.tracker = quietly(built(settings["tracker"]), self.progress.message)
+        self.log = RunLog(folder, self.progress.message)
+        self.observer = Together(self.progress, self.log)
+        self.tracker = quietly(built(settings["tracker"]), self.observer.message)
 
     def run(self) -> dict[str, Any]:
         if not self.resume:
             self._check_folder()
         write_text(self.folder / "config.yaml", self.text)
         write_text(self.folder / "config.sha", self.hash + "\n")
+        self.log.run_started(config=self.hash, rounds=self.settings["rounds"], resume=self.resume)
         with self.progress:
             try:
                 self._execute(self._prepare())
                 self.status = "finished"
             except (KeyboardInterrupt, Interrupted):
                 self.status = "interrupted"
-                self.progress.message("interrupted: writing what there is")
+                self.observer.message("interrupted: writing what there is")
+            except BaseException as error:
+                self.error = error
+                raise
             finally:
                 summary = self._finish()
         self.progress.run_finished(summary, self.folder, report=self.settings["report"])
@@ -149,11 +163,11 @@ class _Run:
     def _prepare(self) -> Composed:
         self.engine = self.where.engine(self.settings)
         self.tracker.start(self.settings, self.folder)
-        self.progress.message("preparing data")
-        self.data = self.where.data(self.settings)
+        self.observer.message("preparing data")
+        self.data = self.where.data(self.settings, self.observer.message)
         if not self.data.remote:
             self._tell_of_clients(self.data)
-        self.composed = self.where.delivered(self._compose(self.settings, self.folder), self.progress.message)
+        self.composed = self.where.delivered(self._compose(self.settings, self.folder), self.observer)
         if self.data.remote:  # how much they hold is known when they have what they need to count it
             self.data = self.composed.data
             self._tell_of_clients(self.data)
@@ -163,14 +177,14 @@ class _Run:
         write_json(self.folder / "clients.json", client_table(data))
         if self.settings["report"]:
             plot_clients(data, self.folder / "figures" / "clients.png")
-        self.progress.message(in_words_of(data))
+        self.observer.message(in_words_of(data))
 
     def _compose(self, settings: Mapping[str, Any], folder: Path) -> Composed:
         if self.data is None:
             raise EngineError("cannot compose a run", "its data is not prepared", "call simulate()")
         cache = cache_folder(settings)
         composed = compose(
-            settings, self.data, folder=folder, cache=cache, workers=self.engine.workers, observer=self.progress
+            settings, self.data, folder=folder, cache=cache, workers=self.engine.workers, observer=self.observer
         )
         check_made_of(folder, composed.made_of)
         return composed
@@ -182,7 +196,7 @@ class _Run:
     def _main(self, composed: Composed, grid: Grid, nodes: Sequence[int] | Mapping[str, int]) -> None:
         wanted, federation = self.settings["baselines"], composed.federation
         rounds = federation.rounds if wanted["federated"] else 0
-        observer = _Both(self.progress, self.tracker)
+        observer = Together(self.progress, self.log, tracker=self.tracker)
         self.progress.run_started(rounds, also=int(federation.participant is not None))
         reports, self.state = run_rounds(
             replace(federation, rounds=rounds),
@@ -196,21 +210,21 @@ class _Run:
         done = self.state.resumed[-1] if self.resume and self.state.resumed else -1
         self.seconds_before = sum(report.seconds["total"] for report in reports if report.round <= done)
         if wanted["local_only"]:
-            self.progress.message("baseline: each client tunes alone, with the same steps")
-            alone = run_local_only(federation, grid, nodes, observer=self.progress, stop=self.stop)
+            self.observer.message("baseline: each client tunes alone, with the same steps")
+            alone = run_local_only(federation, grid, nodes, observer=self.observer, stop=self.stop)
             self.baselines["local_only"] = alone
         if wanted["whole_model"]:
-            self.progress.message("baseline: the same federation on the whole model")
+            self.observer.message("baseline: the same federation on the whole model")
             self.baselines["whole_model"] = self._whole_model(grid, nodes).to_json()
         if wanted["extraction"]:
-            self.progress.message("baseline: a curious client fine-tunes all that it holds")
-            found = run_extraction(self.settings, federation, composed.data, observer=self.progress)
+            self.observer.message("baseline: a curious client fine-tunes all that it holds")
+            found = run_extraction(self.settings, federation, composed.data, observer=self.observer)
             self.baselines["extraction"] = found
 
     def _whole_model(self, grid: Grid, nodes: Sequence[int] | Mapping[str, int]) -> Evaluation:
         folder = self.folder / "baselines" / "whole_model"
         composed = self._compose(whole_model_settings(self.settings), folder)
-        quiet = Quietly(self.progress)
+        quiet = Quietly(self.observer)
         reports, _ = run_rounds(
             composed.federation, grid, nodes, observer=quiet, folder=folder, stop=self.stop, resume=self.resume
         )
@@ -234,7 +248,7 @@ class _Run:
             privacy=self.composed.privacy if self.composed else None,
         )
         if self.composed and self.state and self.settings["export"]:
-            self.progress.message("exporting the plugged-in model")
+            self.observer.message("exporting the plugged-in model")
             summary["export"] = export(self.composed, self.state.shared, self.folder / "export")
         if self.state and self.state.resumed:
             summary["resumed_after_rounds"] = list(self.state.resumed)
@@ -243,6 +257,7 @@ class _Run:
             clients = client_table(self.data) if self.data else []
             write_report(self.folder, reports, summary, settings=self.settings, clients=clients)
         self.tracker.finish(summary)
+        self.log.run_ended(summary, self.error)
         return summary
 
 
@@ -262,22 +277,3 @@ def _choices_of(data: FederatedData) -> str:
     cut = f", {found['cut']} prompts cut" if found["cut"] else ""
     often = f"always choosing the most frequent is {percent(found['most_frequent'])} right"
     return f"; {found['documents']} held-out documents have {len(found['names'])} possible answers ({often}{cut})"
-
-
-class _Both:
-    """An observer that tells both the person at the terminal and the tracker."""
-
-    def __init__(self, progress: Progress, tracker: Tracker) -> None:
-        self._progress = progress
-        self._tracker = tracker
-        self.resumed = progress.resumed
-        self.round_started = progress.round_started
-        self.client_done = progress.client_done
-        self.client_failed = progress.client_failed
-        self.message = progress.message
-        self.working = progress.working
-
-    def round_finished(self, report: RoundReport) -> None:
-        """Tell both."""
-        self._progress.round_finished(report)
-        self._tracker.log(report)

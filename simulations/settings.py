@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -92,13 +93,16 @@ def composed(overrides: Sequence[str] = (), *, config_name: str = "config") -> D
     Raises:
         ConfigError: If a key or option is unknown.
     """
+    callers = get_gh_backup()  # whoever calls us may be a Hydra application itself
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        check_overrides(overrides, config_name=config_name)
-        try:
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            check_overrides(overrides, config_name=config_name)
             return compose(config_name, overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError("cannot compose the config", _first_line(error), "see fedpeat simulate --help") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError("cannot compose the config", _first_line(error), "see fedpeat simulate --help") from error
+    finally:
+        restore_gh_from_backup(callers)
 
 
 def check_overrides(overrides: Sequence[str], *, config_name: str = "config") -> None:
@@ -157,14 +161,15 @@ def _known_keys(choices: Sequence[Override], config_name: str) -> set[str]:
         config = compose(config_name, overrides=chosen)
     except HydraException as error:
         raise ConfigError(f"cannot choose {', '.join(chosen)}", _first_line(error), "see --help") from error
-    return set(_dotted(OmegaConf.to_container(config, resolve=False)))
+    return set(dotted(OmegaConf.to_container(config, resolve=False)))
 
 
-def _dotted(tree: Any, prefix: str = "") -> Iterable[str]:
+def dotted(tree: Any, prefix: str = "") -> Iterable[str]:
+    """Yield all keys of a nested config, `a` and `a.b`."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
         name = f"{prefix}{key}"
         yield name
-        yield from _dotted(value, f"{name}.")
+        yield from dotted(value, f"{name}.")
 
 
 def _first_line(error: Exception) -> str:

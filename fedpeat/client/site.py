@@ -7,6 +7,7 @@ of a bundle and that of a federation, and the device finds them in the folder th
 import os
 import re
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -105,6 +106,7 @@ def place(job: Mapping[str, Any], node_config: Mapping[str, Any]) -> dict[str, A
         FedPeatError: If the job is another client's, or its bundle or federation is not here.
     """
     if SITE not in node_config:
+        _check_shared(job)
         return dict(job)
     site = read_site(str(node_config[SITE]))
     if job.get("client") != site.name:
@@ -122,6 +124,24 @@ def place(job: Mapping[str, Any], node_config: Mapping[str, Any]) -> dict[str, A
         "state_folder": str(federation / "state"),
         "attack": None,
     }
+
+
+def _check_shared(job: Mapping[str, Any]) -> None:
+    """Check that the folders which a simulation's job names are on this machine: a Ray worker may be on another one.
+
+    Raises:
+        StorageError: If one is not.
+    """
+    folders = [Path(str(job[key])) for key in ("bundle", "data") if key in job]
+    if "state_folder" in job:  # made by whoever comes first, in the run's folder
+        folders.append(Path(str(job["state_folder"])).parent)
+    for folder in folders:
+        if not folder.is_dir():
+            raise StorageError(
+                f"cannot read {folder}",
+                f"{socket.gethostname()} has no such folder",
+                "workers on several machines need one file system: set cache and hydra.run.dir to folders in it",
+            )
 
 
 def without_paths(text: str, node_config: Mapping[str, Any]) -> str:

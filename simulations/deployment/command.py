@@ -16,7 +16,9 @@ from fedpeat.data import DataSpec
 from simulations.compare.request import parse_word
 from simulations.deployment import processes
 from simulations.deployment.init import init
+from simulations.deployment.joining import keep_data
 from simulations.deployment.layout import RUN, STOP, ClientFolder, Deployment, read_client_folder, read_deployment
+from simulations.deployment.scrape import serving
 from simulations.deployment.status import status_table
 
 FAILED, INTERRUPTED = 1, 130
@@ -35,14 +37,15 @@ STOP_SECONDS = 600.0
 HELP = """fedpeat deploy: a federation on several machines, through Flower.
 
 usage: fedpeat deploy init FOLDER names=[ann,bob] hosts=[server.example.org] [port=8000] [key=value ...] [--insecure]
-       fedpeat deploy server FOLDER [bind=0.0.0.0]
+       fedpeat deploy server FOLDER [bind=0.0.0.0] [metrics=PORT]
        fedpeat deploy client CLIENT_FOLDER [data.path=FILE] [data.KEY=VALUE]
        fedpeat deploy run FOLDER [resume=latest]
        fedpeat deploy status | stop FOLDER
 
   init      write all that is needed: app, settings, certificates, keys, services, and a README with the commands;
             data.path=FILE is the server's own text, on which models are evaluated; all other keys as for simulate
-  server    start the server on its machine and let the clients in; stays until it is ended
+  server    start the server on its machine and let the clients in; stays until it is ended; metrics=9464 serves
+            numbers to Prometheus, on this machine alone (metrics=0.0.0.0:9464: to others too)
   client    start a client on its machine, with that machine's own data; stays until it is ended
   run       run the federation; show its progress; exit with 0 only if it finished (130: it was stopped);
             resume=NAME (of a folder in runs/, or latest) goes on with one that was stopped, failed or was killed
@@ -89,7 +92,8 @@ def deploy(arguments: Sequence[str], *, console: Console | None = None) -> int:
 
 def _server(folder: Path, words: Sequence[str], console: Console) -> int:
     deployment = read_deployment(folder)
-    bind = _given("server", words, ("bind",)).get("bind", BINDS[0])
+    given = _given("server", words, ("bind", "metrics"))
+    bind = given.get("bind", BINDS[0])
     if bind not in BINDS:  # its own programs ask it at 127.0.0.1
         raise ConfigError(f"bind={bind}", "no such choice", f"choose from: {', '.join(BINDS)}")
     if processes.is_up(deployment):
@@ -100,9 +104,12 @@ def _server(folder: Path, words: Sequence[str], console: Console) -> int:
             console.print(f"clients with a key: {', '.join(processes.register(deployment))}", soft_wrap=True)
         console.print(f"ready: clients find the server at {deployment.address}", soft_wrap=True)
 
-    processes.shorten_log(deployment.log)
-    process = processes.superlink(deployment, bind=bind)
-    return processes.stay(process, lambda: processes.is_up(deployment), greet, "the server", deployment.log)
+    with serving(deployment, given.get("metrics")) as scraped:
+        if scraped:
+            console.print(f"metrics: {scraped}", soft_wrap=True)
+        processes.shorten_log(deployment.log)
+        process = processes.superlink(deployment, bind=bind)
+        return processes.stay(process, lambda: processes.is_up(deployment), greet, "the server", deployment.log)
 
 
 def _client(folder: Path, words: Sequence[str], console: Console) -> int:
@@ -123,23 +130,11 @@ def _client(folder: Path, words: Sequence[str], console: Console) -> int:
 def _set_data(client: ClientFolder, words: Sequence[str]) -> None:
     """Keep what was said of this machine's data."""
     known = [f"data.{key}" for key in DataSpec.__dataclass_fields__]
-    given = _given("client", words, known)
-    if not given:
-        return
-    plain = read_json(client.site)
-    for key, text in given.items():
-        value: Any = text if key == "data.path" and text[:1] != "[" else parse_word(f"{key}={text}").value()
-        if key == "data.path":
-            value = [_checked_path(str(path)) for path in (value if isinstance(value, list) else [value])]
-        plain["data"][key.removeprefix("data.")] = value
-    write_json(client.site, plain)
-
-
-def _checked_path(text: str) -> str:
-    path = Path(text).expanduser().absolute()
-    if not path.exists() and not set("*?[") & set(text):
-        raise ConfigError(f"data.path={text}", "no such file on this machine", "name the file, folder or glob")
-    return str(path)
+    given: dict[str, Any] = {}
+    for key, text in _given("client", words, known).items():
+        literal = key == "data.path" and text[:1] != "["
+        given[key.removeprefix("data.")] = text if literal else parse_word(f"{key}={text}").value()
+    keep_data(client, given)
 
 
 def _given(command: str, words: Sequence[str], known: Sequence[str]) -> dict[str, str]:

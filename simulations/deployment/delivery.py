@@ -17,6 +17,7 @@ from fedpeat.data import ClientShard, FederatedData
 from fedpeat.wire import question, raw_arrays, read_answer, read_failure
 from simulations.compose import Composed
 from simulations.exchange import Interrupted, exchange
+from simulations.federation import Observer
 from simulations.report.wording import printable
 from simulations.run import versions
 
@@ -136,7 +137,7 @@ def deliver(
     grid: Grid,
     nodes: Nodes,
     composed: Composed,
-    tell: Tell,
+    observer: Observer,
     *,
     settings: Mapping[str, Any],
     greetings: Mapping[str, Mapping[str, Any]],
@@ -150,7 +151,7 @@ def deliver(
         grid: Flower's.
         nodes: Node ids by client.
         composed: As for a simulation.
-        tell: Told what is being done.
+        observer: Told what is being done.
         settings: The run's.
         greetings: What clients said of themselves.
         identity: The federation's, under which clients keep their state.
@@ -167,14 +168,17 @@ def deliver(
         has = isinstance(there, list) and bundle.version in there
         record[name] |= {"bundle": bundle.version, "had": has, "parts": 0, "bytes_down": 0}
     wanting = {name: bundle_of[name] for name in nodes if not record[name]["had"]}
-    _send(grid, nodes, wanting, record, stop=stop, tell=tell)
+    _send(grid, nodes, wanting, record, stop=stop, tell=observer.message)
+    for version in sorted({bundle.version for bundle in bundle_of.values()}):
+        taken = [known["bytes_down"] for known in record.values() if known["bundle"] == version]
+        observer.bundle_delivered(version, len(taken), sum(taken))
     shared = {
         "federation": identity,
         "data": {key: settings["data"][key] for key in ASKED_OF_DATA if key in settings["data"]},
         "seed": settings["seed"],
         "batch_size": settings["client"]["batch_size"],
     }
-    tell("clients prepare their rows")
+    observer.message("clients prepare their rows")
     questions = {
         name: question("begin", {**shared, "bundle": bundle_of[name].version}, node=node)
         for name, node in nodes.items()

@@ -19,7 +19,7 @@ from typing import Any
 
 from fedpeat.client.site import SITE
 from fedpeat.core import EngineError, read_json, write_json, write_text
-from simulations.cli import QUIET
+from simulations import QUIET
 from simulations.deployment.layout import CONNECTION, ClientFolder, Deployment
 
 READY_SECONDS = 120.0

@@ -20,6 +20,7 @@ from simulations.compose import Composed
 from simulations.corpus import prepare_data
 from simulations.deployment.delivery import deliver, greet, wait_for, with_rows
 from simulations.deployment.layout import STOP, Deployment, read_deployment
+from simulations.federation import Observer
 from simulations.keeping import settings_to_resume
 from simulations.run import Where, simulate
 
@@ -120,23 +121,23 @@ class _Clients:
         """How many clients can run at once: all."""
         return len(self._deployment.names)
 
-    def data(self, settings: Mapping[str, Any]) -> FederatedData:
+    def data(self, settings: Mapping[str, Any], tell: Callable[[str], None]) -> FederatedData:
         """Return the server's own data, when all clients are there; how much they hold is not known yet."""
         names, keys = self._deployment.names, not self._deployment.insecure
-        wait = {"seconds": WAIT_SECONDS, "stop": self._stop, "tell": print}
+        wait = {"seconds": WAIT_SECONDS, "stop": self._stop, "tell": tell}
         self._settings = settings
         self._nodes = wait_for(self._grid, names, keys=keys, **wait)
-        self._greetings = greet(self._grid, self._nodes, stop=self._stop, tell=print)
-        print(f"{len(self._nodes)} clients are there")
+        self._greetings = greet(self._grid, self._nodes, stop=self._stop, tell=tell)
+        tell(f"{len(self._nodes)} clients are there")
         return with_rows(prepare_data(settings), {name: {} for name in names})
 
-    def delivered(self, composed: Composed, tell: Callable[[str], None]) -> Composed:
+    def delivered(self, composed: Composed, observer: Observer) -> Composed:
         """Return what runs when clients have their bundles and have prepared their rows."""
         return deliver(
             self._grid,
             self._nodes,
             composed,
-            tell,
+            observer,
             settings=self._settings,
             greetings=self._greetings,
             identity=identity_of(self._folder),

@@ -10,7 +10,8 @@ from rich.text import Text
 from fedpeat.core import RoundReport, StorageError, read_json
 from fedpeat.server import read_history
 from simulations.deployment.delivery import DELIVERY
-from simulations.deployment.layout import RUN, Deployment
+from simulations.deployment.layout import Deployment
+from simulations.deployment.tally import state_of
 from simulations.report.wording import number, printable, size
 
 
@@ -27,17 +28,10 @@ def status_table(deployment: Deployment, *, up: bool) -> Iterator[Table | Text]:
         yield Text(f"{serves}; no run yet")
         return
     reports = read_history(place / "metrics.jsonl") if (place / "metrics.jsonl").exists() else []
-    yield Text(f"{serves}; run {place.name}: {_state(place)}")
+    yield Text(f"{serves}; run {place.name}: {state_of(place)}")
     yield _clients(deployment, _read(place / DELIVERY), reports)
     if reports:
         yield _rounds(reports)
-
-
-def _state(place: Path) -> str:
-    summary = _read(place / "summary.json")
-    if summary:
-        return str(summary["status"])
-    return "running" if (place / RUN).exists() else "not started"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -118,26 +118,40 @@ def test_workers_are_sent_what_re_alignment_changes(launch):
     assert outcome(ray) == outcome(serial)
 
 
+@contextlib.contextmanager
+def node(told, *words):
+    """A Ray node that somebody started by hand, with one CPU."""
+    command = [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus=1", *words]
+    command += ["--object-store-memory=100000000", "--disable-usage-stats"]
+    with told.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        wait_for(lambda: "Ray runtime started" in told.read_text(), what=told.read_text, process=process)
+        yield
+    finally:
+        end(process)
+
+
 @pytest.fixture
 def cluster():
-    """A Ray cluster that somebody else started: its address."""
-    port = free_port()
+    """A Ray cluster of two nodes, as if on two machines: its address."""
+    address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
-        command += ["--include-dashboard=false", f"--temp-dir={folder}", "--object-store-memory=100000000"]
-        command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-        with (Path(folder) / "told").open("w") as told:
-            process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            wait_for(lambda: listens(port) and "Ray runtime started" in (Path(folder) / "told").read_text())
-            yield f"127.0.0.1:{port}"
-        finally:
-            end(process)
+        told = Path(folder) / "told"
+        head = ["--head", f"--port={address.rpartition(':')[2]}", "--node-ip-address=127.0.0.1"]
+        head += ["--include-dashboard=false", f"--temp-dir={folder}"]
+        with (
+            node(told.with_suffix(".head"), *head),
+            node(told.with_suffix(".second"), f"--address={address}", "--node-ip-address=127.0.0.2"),
+        ):
+            yield address
 
 
-def test_a_living_cluster_computes_what_one_process_does(cluster, serial, launch):
+def test_two_machines_compute_what_one_process_does(cluster, serial, launch):
+    """Each node has one CPU, and a worker takes one: so two workers are on both nodes."""
     ran = launch(*CHOSEN, "engine=ray", "engine.workers=2", f"engine.address={cluster}")
     assert outcome(ran) == outcome(serial)
+    assert len(processes(ran)) == 2
     assert listens(int(cluster.rpartition(":")[2])), "a run must leave the cluster as it found it"
 
 

@@ -1,5 +1,6 @@
 """What a run leaves in its folder is all there, agrees with itself, and can be used by others."""
 
+import json
 import re
 import warnings
 from html.parser import HTMLParser
@@ -7,7 +8,9 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
-from fedpeat.core import ConfigError
+from fedpeat.core import ConfigError, EngineError
+from simulations.keeping import settings_to_resume
+from simulations.run import simulate
 from tests.oracles import whole_run as oracle
 
 MODELS = {"full_zero_shot", "emulator_zero_shot", "emulator_tuned", "plug_in"}
@@ -34,7 +37,8 @@ def ran(whole, open_run):
 
 
 def test_every_file_is_there(whole):
-    for name in ("config.yaml", "config.sha", "metrics.jsonl", "summary.json", "report.html", "clients.json"):
+    files = ("config.yaml", "config.sha", "metrics.jsonl", "summary.json", "report.html", "clients.json", "log.jsonl")
+    for name in files:
         assert (whole / name).stat().st_size > 0, name
     for name in ("checkpoint/round-000002.safetensors", "export/model/model.safetensors"):
         assert (whole / name).stat().st_size > 0, name
@@ -103,6 +107,46 @@ def test_the_summary_is_the_history_added_up(ran):
     assert summary["train_tokens"] == 3 * 3 * 3 * 2 * 16
     parts = sum(value for name, value in summary["seconds"].items() if name != "total")
     assert summary["seconds"]["total"] == pytest.approx(parts)
+
+
+def log_of(ran):
+    return [json.loads(line) for line in (ran.folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_tells_what_happened_in_its_order(ran):
+    found = log_of(ran)
+    events = [line["event"] for line in found]
+    assert (events[0], events[-1]) == ("run started", "run finished")
+    rounds = [(line["event"], line["round"]) for line in found if "round" in line]
+    started, finished = "round started", "round finished"
+    pairs = [(event, number) for number in (1, 2, 3) for event in (started, finished)]
+    assert rounds == [(finished, 0), *pairs]
+    assert found[0]["config"] == ran.summary["config_hash"]
+    done = [line for line in found if line["event"] == finished]
+    for line, report in zip(done, ran.rounds, strict=True):
+        assert (line["bytes_down"], line["bytes_up"]) == (report["bytes_down"], report["bytes_up"])
+        assert line["loss"] == {name: result["loss"] for name, result in report["evaluations"].items()}
+        assert (line["clients"], line["failed"]) == (len(report["clients"]), 0)
+    assert (found[-1]["rounds"], found[-1]["bytes"]) == (3, ran.summary["bytes"])
+    assert [line["time"] for line in found] == sorted(line["time"] for line in found)
+
+
+def test_a_run_that_goes_on_adds_to_its_log_and_one_that_fails_says_why(run, tmp_path):
+    ran = run("rounds=1", folder=tmp_path)
+    before = log_of(ran)
+    simulate(settings_to_resume(tmp_path, ["rounds=2"]), tmp_path, resume=True)
+    found = log_of(ran)
+    assert found[: len(before)] == before
+    later = [(line["event"], line.get("round")) for line in found[len(before) :] if line["event"] != "message"]
+    assert later[:2] == [("run started", None), ("run resumed", 1)]
+    assert later[2:] == [("round started", 2), ("round finished", 2), ("run finished", None)]
+    with pytest.raises(EngineError):
+        run("round.max_update_norm=1e-12", folder=tmp_path / "failed")
+    lines = [json.loads(line) for line in (tmp_path / "failed" / "log.jsonl").read_text().splitlines()]
+    refused = [line for line in lines if line["event"] == "update refused"]
+    assert [line["client"] for line in refused] == ["ann", "bob", "eve"]
+    assert all("round.max_update_norm" in line["text"] for line in refused)
+    assert (lines[-1]["event"], lines[-1]["level"], lines[-1]["error"]) == ("run failed", "error", "EngineError")
 
 
 def test_training_helps(ran):

@@ -62,11 +62,27 @@ def test_a_machine_says_who_it_is_and_what_it_has(machine, ready, bundle):
     assert set(said["versions"]) >= {"fedpeat", "torch"}
 
 
-def test_without_a_site_a_job_stays_as_it_is_and_nothing_is_answered():
-    job = {"client": "ann", "bundle": "/any/path", "data": "/any", "state_folder": "/any", "attack": {"kind": "nans"}}
-    assert place(job, {"partition-id": 3}) == job
+@pytest.fixture
+def simulated(tmp_path):
+    """A simulation's job: its folders are on this machine, but for a client's state, which it makes."""
+    paths = {name: tmp_path / name for name in ("bundle", "data", "run")}
+    for path in paths.values():
+        path.mkdir()
+    paths["state_folder"] = paths.pop("run") / "clients"
+    return {"client": "ann", "attack": {"kind": "nans"}, **{name: str(path) for name, path in paths.items()}}
+
+
+def test_without_a_site_a_job_stays_as_it_is_and_nothing_is_answered(simulated):
+    assert place(simulated, {"partition-id": 3}) == simulated
     with pytest.raises(ConfigError, match="site"):
         answer("hello", {}, {}, b"")
+
+
+@pytest.mark.parametrize("name", ["bundle", "data", "state_folder"])
+def test_a_worker_on_a_machine_without_the_runs_folders_says_so(simulated, name):
+    missing = {**simulated, name: "/no/such folder/at all"}
+    with pytest.raises(StorageError, match=r"no such folder; workers on several machines need one file system"):
+        place(missing, {"partition-id": 3})
 
 
 def test_a_job_gets_this_machines_paths_and_no_others(ready, bundle, tmp_path):
