@@ -9,14 +9,16 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from fedpeat.core.errors import StorageError
-from fedpeat.core.tree import Tensors
+
+if TYPE_CHECKING:  # JSON and text are written by programs, too, that do without torch
+    import torch
+
+    from fedpeat.core.tree import Tensors
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -91,22 +93,26 @@ def read_json(path: str | Path) -> Any:
         raise StorageError(f"cannot read {path}", str(error), "restore it, or start afresh") from error
 
 
-def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: str | Path, tensors: "Tensors", metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors, atomically.
 
     Raises:
         StorageError: If the disk is full or the folder cannot be written.
     """
+    from safetensors.torch import save_file
+
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _atomically(Path(path), lambda partial: save_file(plain, partial, metadata=dict(metadata) if metadata else None))
 
 
-def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: str | Path) -> "dict[str, torch.Tensor]":
     """Read named tensors from safetensors; on a CPU they are mapped, not copied.
 
     Raises:
         StorageError: If the file is missing, truncated or not safetensors.
     """
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -4,5 +4,9 @@
 `processes` starts Flower's programs and waits for them; `server_app` is the round loop's place on the server, and
 `delivery` is what goes to clients before it. What a client's machine does is `fedpeat/client/site.py`.
 
+On that machine, Flower's process for a message is a `relay` to the client's resident `worker`: over a `local_socket`,
+by `frames`. `resident` keeps the worker running, `tether` ends it and Flower's program (`supernode`) with the command,
+and `names` are words that are needed where torch is not loaded: in the command, in the relay.
+
 To add one more file to what an operator gets: a property of `Deployment`, and a line in `init`.
 """

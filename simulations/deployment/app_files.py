@@ -13,11 +13,11 @@ from simulations.deployment import server_app
 
 app = server_app.app
 '''
-_CLIENT = '''"""A client's half, from the installed fedpeat."""
+_CLIENT = '''"""A client's half, from the installed fedpeat: what hands messages to the worker of its machine."""
 
-from fedpeat.client import app as client_app
+from simulations.deployment import relay
 
-app = client_app.app
+app = relay.app
 '''
 
 

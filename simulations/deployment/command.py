@@ -5,21 +5,20 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from fedpeat.client.site import data_settings, read_site
 from fedpeat.core import ConfigError, EngineError, StorageError, nearest, read_json, write_json, write_text
-from fedpeat.data import DataSpec
-from simulations.compare.request import parse_word
 from simulations.deployment import processes
-from simulations.deployment.init import init
 from simulations.deployment.joining import keep_data
 from simulations.deployment.layout import RUN, STOP, ClientFolder, Deployment, read_client_folder, read_deployment
+from simulations.deployment.names import FILES
+from simulations.deployment.resident import resident
 from simulations.deployment.scrape import serving
-from simulations.deployment.status import status_table
 
 FAILED, INTERRUPTED = 1, 130
 BINDS = ("0.0.0.0", "127.0.0.1")
@@ -84,6 +83,8 @@ def deploy(arguments: Sequence[str], *, console: Console | None = None) -> int:
     folder, others = Path(rest[0]).expanduser(), rest[1:]
     console = console or Console(highlight=False)
     if name == "init":
+        from simulations.deployment.init import init  # it loads all that a run needs
+
         deployment = init(folder, others, insecure="--insecure" in flags)
         console.print(f"the commands for each machine: {deployment.folder / 'README.md'}", soft_wrap=True)
         return 0
@@ -114,21 +115,44 @@ def _server(folder: Path, words: Sequence[str], console: Console) -> int:
 
 def _client(folder: Path, words: Sequence[str], console: Console) -> int:
     client = read_client_folder(folder)
-    _set_data(client, words)
-    site = read_site(client.site)
-    data_settings(site, {"kind": "text", "block_size": 2})  # is anything named?
+    if words:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # torch would stay in this process
+            apart.submit(_set_data, client, words).result()
+    name = _checked_name(client)
     said = processes.shorten_log(client.log)
 
     def greet() -> None:
-        console.print(f"ready: {site.name} is known to {read_json(client.site)['superlink']}", soft_wrap=True)
+        console.print(f"ready: {name} is known to {read_json(client.site)['superlink']}", soft_wrap=True)
 
-    ready = processes.is_connected
     process = processes.supernode(client)
-    return processes.stay(process, lambda: ready(client, said), greet, f"client {site.name}", client.log)
+    with resident(lambda: processes.worker(client), client.folder, process, log=client.log) as listens:
+
+        def ready() -> bool:
+            return processes.is_connected(client, said) and listens()
+
+        return processes.stay(process, ready, greet, f"client {name}", client.log)
+
+
+def _checked_name(client: ClientFolder) -> str:
+    """Return a client's name, once it is clear that its data is named; the worker, which loads all, looks closer."""
+    plain = read_json(client.site)
+    name, data = (plain.get(key) for key in ("name", "data")) if isinstance(plain, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(data, dict):
+        raise ConfigError(
+            f"cannot use {client.site}", "it has no name or no data", "write it anew: fedpeat deploy init"
+        )
+    if data.get("path") is None and data.get("kind", FILES[0]) in FILES:
+        raise ConfigError(
+            f"{name!r} has no data", "data.path is not set", "fedpeat deploy client FOLDER data.path=FILE"
+        )
+    return name
 
 
 def _set_data(client: ClientFolder, words: Sequence[str]) -> None:
-    """Keep what was said of this machine's data."""
+    """Keep what was said of this machine's data, and check it."""
+    from fedpeat.data import DataSpec
+    from simulations.compare.request import parse_word
+
     known = [f"data.{key}" for key in DataSpec.__dataclass_fields__]
     given: dict[str, Any] = {}
     for key, text in _given("client", words, known).items():
@@ -225,6 +249,8 @@ def _ctrl_c(work: Callable[[], None]) -> Iterator[None]:
 
 def _status(folder: Path, words: Sequence[str], console: Console) -> int:
     _given("status", words, ())
+    from simulations.deployment.status import status_table  # it loads what the server runs on
+
     deployment = read_deployment(folder)
     for part in status_table(deployment, up=processes.is_up(deployment)):
         console.print(part)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedpeat.core import ConfigError, EngineError, nearest, read_json, write_json
 from simulations.deployment.layout import ClientFolder, read_client_folder
+from simulations.deployment.names import FILES
 
 PROGRAM = (sys.executable, "-m", "simulations.cli", "deploy", "client")
 
@@ -67,7 +68,7 @@ def keep_data(client: ClientFolder, data: Mapping[str, Any]) -> None:
         data: Settings by name, `path` among them: a file, folder or glob, or a list of these.
 
     Raises:
-        ConfigError: If a name is unknown, or a file is not there.
+        ConfigError: If a name is unknown, a value out of range, or a file is not there.
     """
     from fedpeat.data import DataSpec  # loads torch, which what merely stays does without
 
@@ -83,6 +84,8 @@ def keep_data(client: ClientFolder, data: Mapping[str, Any]) -> None:
         given["path"] = [_checked(str(path)) for path in paths]
     plain = read_json(client.site)
     plain["data"] |= given
+    if plain["data"].get("path") is not None:
+        DataSpec.of({"kind": FILES[0], "block_size": 2, **plain["data"]})
     write_json(client.site, plain)
 
 

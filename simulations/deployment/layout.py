@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeat.client.site import SITE_FILE
 from fedpeat.core import ConfigError, StorageError, read_json
+from simulations.deployment.names import SITE_FILE
 
 FACTS = "deployment.json"
 CONNECTION = "fedpeat"

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpeat.client.site import SITE
 from fedpeat.core import EngineError, read_json, write_json, write_text
 from simulations import QUIET
 from simulations.deployment.layout import CONNECTION, ClientFolder, Deployment
+from simulations.deployment.names import SITE
 
 READY_SECONDS = 120.0
 """How long a program may take until it is ready; on a busy machine its imports alone take tens of seconds."""
@@ -42,7 +42,7 @@ def environment(home: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(_BINARIES), os.environ.get("PATH", "")]),  # they start each other by name
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "200",
     }
@@ -74,18 +74,27 @@ def supernode(client: ClientFolder) -> subprocess.Popen[bytes]:
         if insecure
         else [f"--root-certificates={client.ca}", f"--auth-supernode-private-key={client.key}"]
     )
-    command = [str(_BINARIES / "flower-supernode"), f"--superlink={site['superlink']}", f"--port={free_port()}"]
+    command = [sys.executable, "-m", "simulations.deployment.supernode"]
+    command += [f"--superlink={site['superlink']}", f"--port={free_port()}"]
     config = f'{SITE}="{client.site}"'
-    return _start([*command, *trust, f"--node-config={config}"], client.home, client.log)
+    return _start([*command, *trust, f"--node-config={config}"], client.home, client.log, stdin=subprocess.PIPE)
 
 
-def _start(command: Sequence[str], home: Path, log: Path) -> subprocess.Popen[bytes]:
+def worker(client: ClientFolder) -> subprocess.Popen[bytes]:
+    """Start a client's resident worker; everything it says goes into `client.log`."""
+    command = [sys.executable, "-m", "simulations.deployment.worker", str(client.folder)]
+    return _start(command, client.home, client.log, stdin=subprocess.PIPE)
+
+
+def _start(
+    command: Sequence[str], home: Path, log: Path, *, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
     home.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         # A session of its own: Ctrl-C at our terminal is ours to hand on, once.
         return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,  # a pipe closes with us, even if we are killed
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment(home),
@@ -208,6 +217,8 @@ def stay(
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a program of ours, at first politely."""
+    if process.stdin is not None:
+        process.stdin.close()
     process.terminate()
     try:
         process.wait(END_SECONDS)

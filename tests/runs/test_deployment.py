@@ -136,6 +136,12 @@ def test_machines_compute_what_one_process_does(ran, run):
         assert (one["bytes_down"], one["bytes_up"]) == (other["bytes_down"], other["bytes_up"])
 
 
+def test_a_client_computes_all_rounds_in_one_process(ran):
+    _, real = ran
+    for name in NAMES:
+        assert real.of(name, "process", 1) == real.of(name, "process", 2)
+
+
 def test_progress_is_seen_as_it_happens(ran):
     said, _ = ran
     assert "3 clients are there" in said
@@ -160,16 +166,24 @@ def test_flower_leaves_the_users_home_alone(ran, machines):
         assert (machines / name / "site" / "flower").is_dir()
 
 
+@contextlib.contextmanager
+def changed(deployment, **groups):
+    """Other settings for a while."""
+    before = (deployment / "config.yaml").read_text()
+    settings = yaml.safe_load(before)
+    for key, value in groups.items():
+        settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+    (deployment / "config.yaml").write_text(yaml.safe_dump(settings))
+    try:
+        yield
+    finally:
+        (deployment / "config.yaml").write_text(before)
+
+
 def test_a_run_that_fails_says_so_and_bundles_are_not_sent_again(ran, deployment, read_json):
     _, before = ran
-    settings = yaml.safe_load((deployment / "config.yaml").read_text())
-    (deployment / "config.yaml").write_text(
-        yaml.safe_dump({**settings, "round": {**settings["round"], "max_update_norm": 1e-12}})
-    )
-    try:
+    with changed(deployment, round={"max_update_norm": 1e-12}):
         code, said = command("run", deployment, cwd=deployment.parent)
-    finally:
-        (deployment / "config.yaml").write_text(yaml.safe_dump(settings))
     assert code == 1, said
     assert "round.max_update_norm=1e-12" in said
     assert latest(deployment) != before.folder
@@ -178,20 +192,20 @@ def test_a_run_that_fails_says_so_and_bundles_are_not_sent_again(ran, deployment
 
 
 def test_a_run_that_is_stopped_ends_in_order(ran, deployment, read_json):
-    _, before = ran
-    log = deployment.parent / "stopped.log"
-    process = start("run", deployment, log=log, cwd=deployment.parent)
-    try:
-        wait_for(
-            lambda: latest(deployment) != before.folder and "round 0" in log.read_text(),
-            what=log.read_text,
-            process=process,
-        )
-        code, said = command("stop", deployment, cwd=deployment.parent)
-        assert code == 0, said
-        assert process.wait(PATIENCE) == 130
-    finally:
-        end(process)
+    log, before = deployment.parent / "stopped.log", latest(deployment)
+    with changed(deployment, rounds=9):  # more than a busy machine does until the command comes to it
+        process = start("run", deployment, log=log, cwd=deployment.parent)
+        try:
+            wait_for(
+                lambda: latest(deployment) != before and "round 0" in log.read_text(),
+                what=log.read_text,
+                process=process,
+            )
+            code, said = command("stop", deployment, cwd=deployment.parent)
+            assert code == 0, said
+            assert process.wait(PATIENCE) == 130
+        finally:
+            end(process)
     assert read_json(latest(deployment) / "summary.json")["status"] == "interrupted"
     code, said = command("status", deployment, cwd=deployment.parent)
     assert code == 0, said
@@ -202,11 +216,11 @@ def test_a_run_that_is_stopped_ends_in_order(ran, deployment, read_json):
 def test_a_server_and_a_client_that_were_killed_go_on(ran, deployment, open_run, machines):
     """The server's app is killed after round 1, and a client with all that it started; both come back."""
     _, before = ran
-    log = deployment.parent / "killed.log"
+    log, earlier = deployment.parent / "killed.log", latest(deployment)
     process = start("run", deployment, log=log, cwd=deployment.parent)
     try:
         wait_for(
-            lambda: latest(deployment) != before.folder and (latest(deployment) / AFTER_ONE).exists(),
+            lambda: latest(deployment) != earlier and (latest(deployment) / AFTER_ONE).exists(),
             what=log.read_text,
             process=process,
         )
@@ -236,7 +250,9 @@ def test_a_key_that_is_not_registered_is_refused(up, machines):
     from simulations.deployment.certificates import make_client_keys
 
     folder = machines / "mallory"
-    shutil.copytree(machines / "ann" / "site", folder, ignore=shutil.ignore_patterns("flower", "*.log", "bundles"))
+    shutil.copytree(
+        machines / "ann" / "site", folder, ignore=shutil.ignore_patterns("flower", "worker", "*.log", "bundles")
+    )
     (folder / "key").write_bytes(make_client_keys("ann").private)
     code, said = command("client", folder, cwd=folder)
     assert code == 1, said

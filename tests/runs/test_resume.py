@@ -205,7 +205,7 @@ def test_killed_at_random_points(engine, strategy, tiny, run, open_run, tmp_path
 
 
 def test_a_full_disk_ends_a_run_that_can_go_on(settings_of, tiny, run, open_run, monkeypatch, tmp_path):
-    from fedpeat.core import storage
+    from safetensors import torch as storage
 
     settings, save = settings_of(tuple(tiny("rounds=3"))), storage.save_file
 

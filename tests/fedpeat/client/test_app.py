@@ -46,7 +46,8 @@ def job(bundle, tmp_path):
     """A client's job, and changes to it: `job(client="ann")`."""
 
     def make(**more):
-        plain = {"bundle": str(bundle), "method": LORA, "seed": 3, "device": "cpu", "frozen_digest": "", "data": "x"}
+        plain = {"bundle": str(bundle), "method": LORA, "seed": 3, "device": "cpu", "frozen_digest": ""}
+        plain["data"] = str(tmp_path)  # rows come from the fixture
         plan = {"client": "sympy", "round": 1, "local_steps": 2, "start_step": 0, "total_steps": 8}
         recipe = {"weight_by": "tokens", "codec": {"name": "none"}, "extras": {}, "attack": None}
         return {**plain, **plan, **recipe, "spec": SPEC, "state_folder": str(tmp_path / "clients"), **more}

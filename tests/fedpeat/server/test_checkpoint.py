@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*_args, **_keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedpeat.core.storage.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="the disk is full"):
         kept.write(replace(STATE, round=2))
     assert [path.name for path in tmp_path.iterdir()] == ["round-000001.safetensors"]

@@ -139,7 +139,7 @@ def test_flower_takes_the_app(made):
 
 
 def test_the_apps_modules_are_the_installed_ones(made, monkeypatch):
-    from fedpeat.client import app as client_half
+    from simulations.deployment import relay as client_half
     from simulations.deployment import server_app as server_half
 
     monkeypatch.syspath_prepend(str(made.app))
