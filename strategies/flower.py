@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -161,6 +162,10 @@ class RecipeStrategy(Strategy):
         }
         return {**self.job, **facts, **asdict(device), **own, **self.job_of(device)}
 
+    def _bundle(self, device: DevicePlan) -> str:
+        """Return the version of the bundle that a device's job names: in a simulation, the last part of a path."""
+        return Path({**self.job, **self.job_of(device)}.get("bundle", "")).name
+
     def _half(self, device: DevicePlan) -> dict[str, Any]:
         """Return the recipe's client half, with what the plan changes of it for this device."""
         return {**self.recipe.client(self.situation.round), **device.extras}
@@ -194,6 +199,7 @@ class RecipeStrategy(Strategy):
             like=tensors_up(state.tensors, layout, self._half(device), device.rank),
             half=self._half(device),
             codec=self.codec,
+            bundle=self._bundle(device),
         )
         devices = self._plan(self.situation.round).devices
         update, cut = self.limits.applied(update, device, devices, self.recipe.weight_by)

@@ -1,9 +1,8 @@
 """What a recipe has travel in a round, both ways, and whether what came is that."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
-
-import torch
 
 from fedpeat.codecs import Codec
 from fedpeat.core import (
@@ -49,7 +48,14 @@ def tensors_up(state: Tensors, layout: Layout, half: Mapping[str, Any], rank: in
 
 
 def checked(
-    update: ClientUpdate, *, client: str, server_round: int, like: Tensors, half: Mapping[str, Any], codec: Codec
+    update: ClientUpdate,
+    *,
+    client: str,
+    server_round: int,
+    like: Tensors,
+    half: Mapping[str, Any],
+    codec: Codec,
+    bundle: str = "",
 ) -> ClientUpdate:
     """Return `update` decoded, if it is what its client was to send.
 
@@ -60,15 +66,19 @@ def checked(
         like: What its delta must look like.
         half: The client half of the round.
         codec: What its delta must be encoded by.
+        bundle: Version of the bundle that it must be made with.
 
     Raises:
-        UpdateRefused: If it is another client's or round's, does not fit, or is not finite.
+        UpdateRefused: If it is another client's, round's or bundle's, does not fit, or is not finite.
     """
     what = f"the update of {client!r} in round {server_round}"
     if update.round != server_round:
         raise UpdateRefused(f"{what} must belong to it", f"it is of round {update.round}", "one reply a message")
     if update.client != client:
         raise UpdateRefused(f"{what} must be its own", f"it is signed {update.client!r}", "one name per client")
+    if update.bundle != bundle:
+        found = f"it says {update.bundle[:64]!r}"
+        raise UpdateRefused(f"{what} must be made with bundle {bundle!r}", found, "start the run again")
     if dict(update.encoding) != dict(codec.description):
         raise UpdateRefused(
             f"{what} must be encoded by {dict(codec.description)}", f"it says {dict(update.encoding)}", "use one codec"
@@ -78,16 +88,4 @@ def checked(
     check_like(update.extras, like if half.get("control_variates") else {}, what=f"{what}: its extras")
     if not all_finite(delta) or not all_finite(update.extras):
         raise UpdateRefused(f"{what} must be finite", "it has NaN or infinite entries", "lower its learning rate")
-    return _decoded(update, delta)
-
-
-def _decoded(update: ClientUpdate, delta: dict[str, torch.Tensor]) -> ClientUpdate:
-    return ClientUpdate(
-        client=update.client,
-        round=update.round,
-        delta=delta,
-        weight=update.weight,
-        metrics=update.metrics,
-        extras=update.extras,
-        payload_bytes=update.payload_bytes,
-    )
+    return replace(update, delta=delta, encoding={})

@@ -65,6 +65,15 @@ def test_links_lead_somewhere():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_tests_that_are_named_are_there():
+    named = {name for page in PAGES for name in re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", page.read_text())}
+    assert named
+    for name in sorted(named):
+        path, _, test = name.partition("::")
+        assert (ROOT / path).is_file(), name
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), name
+
+
 def test_the_tree_in_the_readme_is_true():
     tree = re.search(r"^```\nfedpeat/.*?^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)[0]
     drawn, parent = set(), ""

@@ -184,7 +184,8 @@ def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
     if torch.cuda.is_available():
         metrics["peak_gpu_mib"] = peak_gpu_mib()
     weight = weight_of(job["weight_by"], metrics)
-    update = ClientUpdate(client, job["round"], result.delta, weight, metrics, extras=result.extras)
+    made_with = Path(job["bundle"]).name  # a bundle's folder is called by its version
+    update = ClientUpdate(client, job["round"], result.delta, weight, metrics, extras=result.extras, bundle=made_with)
     return encoded(attacked(update, job), job, store)
 
 

@@ -60,6 +60,7 @@ class ClientUpdate:
         extras: What a recipe has clients send beside the delta (changes of control variates), by name.
         encoding: The codec's description while `delta` is encoded; empty once it is a delta again.
         payload_bytes: Tensor bytes that came over the wire; None for what never travelled.
+        bundle: Version of the bundle that it was made with; empty where there was none.
     """
 
     client: str
@@ -70,6 +71,7 @@ class ClientUpdate:
     extras: Tensors = field(default_factory=dict)
     encoding: Mapping[str, Any] = field(default_factory=dict)
     payload_bytes: int | None = None
+    bundle: str = ""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,12 @@ def update_reply(update: ClientUpdate, *, to: Message) -> Message:
             ARRAYS: to_arrays({**update.delta, **with_prefix(EXTRA, update.extras)}),
             METRICS: MetricRecord({**metrics, WEIGHT: float(update.weight)}),
             CONFIG: ConfigRecord(
-                {"client": update.client, "round": update.round, "encoding": json.dumps(dict(update.encoding))}
+                {
+                    "client": update.client,
+                    "round": update.round,
+                    "bundle": update.bundle,
+                    "encoding": json.dumps(dict(update.encoding)),
+                }
             ),
         }
     )
@@ -145,7 +150,7 @@ def read_update(reply: Message) -> ClientUpdate:
         weight = metrics.pop(WEIGHT)
         who = content.config_records[CONFIG]
         client, server_round, delta = str(who["client"]), int(who["round"]), content.array_records[ARRAYS]  # type: ignore[arg-type]
-        encoding = json.loads(str(who["encoding"]))
+        encoding, bundle = json.loads(str(who["encoding"])), str(who.get("bundle", ""))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UpdateRefused(
             "an update must hold 'arrays', 'metrics' with a weight, and who sent it",
@@ -164,6 +169,7 @@ def read_update(reply: Message) -> ClientUpdate:
         extras=without_prefix(EXTRA, tensors),
         encoding=encoding if isinstance(encoding, dict) else {},
         payload_bytes=count_bytes(tensors),
+        bundle=bundle,
     )
 
 

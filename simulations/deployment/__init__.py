@@ -1,7 +1,8 @@
 """How does a federation run on several machines?
 
 `layout` says which file is where, `init` writes them (`terms`: the settings; `certificates`, `app_files`, `readme`);
-`processes` starts Flower's programs and waits for them; `server_app` is the round loop's place on the server, and
+`processes` starts Flower's programs and waits for them (`handshake`: is it
+our server? `losses`: what they say when all is not well); `server_app` is the round loop's place on the server, and
 `delivery` is what goes to clients before it. What a client's machine does is `fedpeat/client/site.py`.
 
 On that machine, Flower's process for a message is a `relay` to the client's resident `worker`: over a `local_socket`,

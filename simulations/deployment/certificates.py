@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
@@ -10,9 +11,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedpeat.core import ConfigError
+
 YEARS = 10
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names of the server's machine for itself: Flower's programs on it talk to each other by TLS too."""
+
+_RENEW = "replace it by one that the authority of ca.crt has signed, or make a new deployment"
 
 
 class Pair(NamedTuple):
@@ -37,8 +42,13 @@ def make_authority() -> Pair:
     return Pair(_private_pem(key), certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def make_server_certificate(authority: Pair, hosts: Sequence[str]) -> Pair:
+def make_server_certificate(authority: Pair, hosts: Sequence[str], *, days: int = 365 * YEARS) -> Pair:
     """Return the server's key and certificate, PEM, good for these host names and addresses and for the machine itself.
+
+    Args:
+        authority: Who signs it.
+        hosts: Names and addresses.
+        days: How long it is good, from yesterday on.
 
     Raises:
         ValueError: If a host can be no name.
@@ -50,7 +60,7 @@ def make_server_certificate(authority: Pair, hosts: Sequence[str]) -> Pair:
     key = ec.generate_private_key(ec.SECP384R1())
     names = [_general_name(host) for host in dict.fromkeys([*hosts, *LOCAL])]
     certificate = (
-        _builder(_name("fedpeat server"), issuer.subject, key.public_key())
+        _builder(_name("fedpeat server"), issuer.subject, key.public_key(), days=days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -63,6 +73,21 @@ def make_server_certificate(authority: Pair, hosts: Sequence[str]) -> Pair:
         .sign(signer, hashes.SHA384())
     )
     return Pair(_private_pem(key), certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def check_dates(certificate: Path) -> None:
+    """Refuse a certificate that is good no more, or not yet.
+
+    Raises:
+        ConfigError: If it is one, or none.
+    """
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{certificate} must be a certificate", str(error), _RENEW) from error
+    now, first, last = datetime.datetime.now(datetime.UTC), found.not_valid_before_utc, found.not_valid_after_utc
+    if not first <= now <= last:
+        raise ConfigError(f"{certificate} must be good now", f"it is good from {first:%F} to {last:%F}", _RENEW)
 
 
 def make_client_keys(name: str) -> Pair:
@@ -85,16 +110,18 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, *, days: int = 365 * YEARS
+) -> x509.CertificateBuilder:
+    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)  # clocks differ between machines
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))  # clocks differ between machines
-        .not_valid_after(now + datetime.timedelta(days=365 * YEARS))
+        .not_valid_before(begin)
+        .not_valid_after(begin + datetime.timedelta(days=days))
     )
 
 

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from fedpeat.core import ConfigError, EngineError, StorageError, nearest, read_json, write_json, write_text
 from simulations.deployment import processes
+from simulations.deployment.certificates import check_dates
+from simulations.deployment.handshake import check_server
 from simulations.deployment.joining import keep_data
 from simulations.deployment.layout import RUN, STOP, ClientFolder, Deployment, read_client_folder, read_deployment
 from simulations.deployment.names import FILES
@@ -97,6 +99,8 @@ def _server(folder: Path, words: Sequence[str], console: Console) -> int:
     bind = given.get("bind", BINDS[0])
     if bind not in BINDS:  # its own programs ask it at 127.0.0.1
         raise ConfigError(f"bind={bind}", "no such choice", f"choose from: {', '.join(BINDS)}")
+    if not deployment.insecure:
+        check_dates(deployment.certificate)
     if processes.is_up(deployment):
         raise EngineError(f"something serves {deployment.own_address} already", "this deployment's server", "end it")
 
@@ -119,6 +123,7 @@ def _client(folder: Path, words: Sequence[str], console: Console) -> int:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:  # torch would stay in this process
             apart.submit(_set_data, client, words).result()
     name = _checked_name(client)
+    check_server(client)
     said = processes.shorten_log(client.log)
 
     def greet() -> None:
@@ -188,6 +193,9 @@ def _run(folder: Path, words: Sequence[str], console: Console) -> int:
         process.wait()
     if identity is None:
         raise EngineError("the run did not start", "the server took none", f"see above, and {deployment.log}")
+    if not processes.is_up(deployment):
+        remedy = f"start it again, then: fedpeat deploy run {folder} resume={place.name}"
+        raise EngineError("the run has lost its server", f"nothing serves {deployment.own_address} any more", remedy)
     status, details = _ended(deployment, identity)
     return _code(place, status, details)
 

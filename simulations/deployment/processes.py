@@ -20,6 +20,7 @@ from typing import Any
 from fedpeat.core import EngineError, read_json, write_json, write_text
 from simulations import QUIET
 from simulations.deployment.layout import CONNECTION, ClientFolder, Deployment
+from simulations.deployment.losses import explained, until_it_ends
 from simulations.deployment.names import SITE
 
 READY_SECONDS = 120.0
@@ -129,7 +130,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], *, w
     deadline = time.monotonic() + READY_SECONDS
     while not ready():
         if process.poll() is not None:
-            raise EngineError(f"{what} did not start", last_words(log), f"see {log}")
+            raise EngineError(f"{what} did not start", *explained(last_words(log), log))
         if time.monotonic() > deadline:
             raise EngineError(f"{what} is not ready after {READY_SECONDS:.0f} s", last_words(log), f"see {log}")
         time.sleep(0.2)
@@ -207,7 +208,9 @@ def stay(
         try:
             wait_until(ready, process, what=what, log=log)
             greet()
-            process.wait()
+            lost = until_it_ends(process, log)
+            if lost and not asked.is_set():
+                raise EngineError(f"{what} has lost a message on its way", lost, "start it again (its service does)")
             raise EngineError(f"{what} ended", last_words(log), f"see {log}")
         except EngineError:
             if asked.is_set():
@@ -225,6 +228,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it had started and left behind: Flower's apps wait for ever
 
 
 def write_connection(deployment: Deployment) -> None:

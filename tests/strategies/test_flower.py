@@ -50,6 +50,7 @@ def misbehave(message, _context):
         "dtype": update(name, {**ones, "w": torch.ones(2, dtype=torch.float64)}),
         "nan": update(name, {**ones, "w": torch.tensor([1.0, float("nan")])}),
         "stale": update(name, ones, server_round=7),
+        "bundle": dataclasses.replace(update(name, ones), bundle="another"),
         "thief": update("somebody", ones),
         "weight": update(name, ones, weight=float("nan")),
         "heavy": update(name, ones, weight=31.0),
@@ -78,7 +79,14 @@ def run(names, **more):
 
 
 BAD = {"missing": "missing: b", "more": "unknown: x", "shape": "(3,)", "dtype": "float64", "nan": "finite"}
-BAD |= {"stale": "round 7", "thief": "signed", "weight": "weight", "codec": "encoded by", "variates": "its extras"}
+BAD |= {
+    "stale": "round 7",
+    "bundle": "it says 'another'",
+    "thief": "signed",
+    "weight": "weight",
+    "codec": "encoded by",
+    "variates": "its extras",
+}
 
 
 def test_good_updates_count_and_bad_ones_are_refused_with_the_reason():
@@ -145,9 +153,8 @@ def answer(message, _context):
     RECEIVED[job["client"]] = (job, read_arrays(arrays))
     delta, codec = noise_for(job, RECEIVED[job["client"]][1]), from_description(job["codec"])
     sent, _ = codec.encode(delta, codec.start(delta), 0)
-    return update_reply(
-        ClientUpdate(job["client"], job["round"], sent, job["local_steps"], {}, encoding=codec.description), to=message
-    )
+    said = {"encoding": codec.description, "bundle": job.get("bundle", "")}
+    return update_reply(ClientUpdate(job["client"], job["round"], sent, job["local_steps"], {}, **said), to=message)
 
 
 def noise_for(job, tensors):
@@ -278,3 +285,29 @@ def test_who_claims_too_much_is_refused_or_cut_and_counted():
     strategy, *_ = run([DevicePlan(name, local_steps=2) for name in ("good", "fine")], limits=CUTS)
     assert strategy.cut == ["fine", "good"]
     assert strategy.aggregation.clients["fine"]["weight"] == pytest.approx(0.4)
+
+
+def test_an_update_made_with_another_bundle_is_refused():
+    """The version is the last part of what the job names, a path in a simulation; an old reply names another."""
+    names = ["good", "old"]
+
+    def answers(bundle_of):
+        own = {"bundle": "/cache/bundles/v2"}
+        strategy = RecipeStrategy(fed_avg(), job={}, node_of=lambda _: 1, job_of=lambda _: own)
+        strategy.begin(plan_of(*names), start(strategy.recipe, START))
+        replies = []
+        for message in strategy.configure_train(1, ArrayRecord(), ConfigRecord(), LocalGrid(app, 1)):
+            job, arrays = read_job(message)
+            message.metadata.__dict__["_message_id"] = "m"
+            ones = {key: torch.ones_like(value) for key, value in read_arrays(arrays).items()}
+            made = dataclasses.replace(update(job["client"], ones), bundle=bundle_of[job["client"]])
+            replies.append(update_reply(made, to=message))
+        strategy.aggregate_train(1, replies)
+        return strategy
+
+    strategy = answers({"good": "v2", "old": "v1"})
+    assert set(strategy.aggregation.clients) == {"good"}
+    (failure,) = strategy.failures
+    assert (failure.client, failure.kind) == ("old", "refused")
+    assert "bundle 'v2'" in failure.reason
+    assert not answers({"good": "v2", "old": "v2"}).failures

@@ -102,6 +102,7 @@ def test_what_was_encoded_is_decoded(codec):
     [
         ({"round": 2}, "it is of round 2"),
         ({"client": "bob"}, "signed 'bob'"),
+        ({"bundle": "other"}, "made with bundle ''; it says 'other'"),
         ({"encoding": {}}, "encoded by {'name': 'none'}; it says {}"),
         ({"encoding": {"name": "bf16"}}, "it says {'name': 'bf16'}"),
         ({"encoding": {"name": "none", "more": 1}}, "'more': 1"),

@@ -52,6 +52,12 @@ def test_extras_and_the_encoding_travel_beside_the_delta(message):
     assert again.payload_bytes == 2 + 2 + 8 + 2
 
 
+@pytest.mark.parametrize("bundle", ["", "0123456789abcdef" * 2])
+def test_an_update_says_which_bundle_it_was_made_with(message, bundle):
+    again = read_update(update_reply(ClientUpdate("a", 3, {"w": torch.ones(2)}, 7, bundle=bundle), to=message))
+    assert (again.bundle, again.payload_bytes) == (bundle, 8)
+
+
 def test_what_was_sent_is_counted_before_it_is_decoded(message):
     half = {"w": torch.ones(10, dtype=torch.bfloat16)}
     assert read_update(update_reply(ClientUpdate("a", 3, half, 7), to=message)).payload_bytes == 20

@@ -1,4 +1,4 @@
-"""What the command makes of what Flower's programs say; the programs themselves run in `tests/runs`."""
+"""What the command makes of what Flower's programs say; the programs themselves run in `tests/deployment`."""
 
 import json
 import signal
@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from rich.console import Console
 
 from fedpeat.core import ClientFailure, ConfigError, EngineError, Evaluation, RoundReport
 from fedpeat.server import History
-from simulations.deployment import command, processes
+from simulations.deployment import command, losses, processes
 from simulations.deployment.command import deploy
 from simulations.deployment.layout import Deployment, check_names, read_deployment
 
@@ -89,6 +90,40 @@ def test_a_run_needs_a_server(deployment, monkeypatch):
     with pytest.raises(EngineError, match="the server must run"):
         deploy(["run", str(deployment.folder)])
     assert deployment.latest_run() is None
+
+
+@pytest.mark.parametrize("way", ["receive", "send"])
+def test_a_client_that_lost_a_message_ends_since_nobody_would_ask_again(tmp_path, monkeypatch, way):
+    monkeypatch.setattr(losses, "LOOK_SECONDS", 0.05)
+    log = tmp_path / "client.log"
+    log.write_text("ready\nFailed to send message of another day\n")
+    said = f"Failed to {way} message 12ab: [SSL: UNEXPECTED_EOF]"
+    code = f"import time; time.sleep(0.2); print('fine', flush=True); print({said!r}, flush=True); time.sleep(60)"
+    with log.open("ab") as output:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=output)
+    with pytest.raises(EngineError, match=f"client ann has lost a message on its way; Failed to {way} message 12ab"):
+        processes.stay(process, lambda: True, lambda: None, "client ann", log)
+    assert process.poll() is not None
+
+
+def test_what_a_program_left_behind_ends_with_it():
+    child = "import time; time.sleep(600)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with process.stdout as said:
+        left = psutil.Process(int(said.readline()))
+        process.wait()
+        assert left.is_running()
+        processes.end(process)
+        gone, _ = psutil.wait_procs([left], timeout=60)
+    assert gone or left.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_run_that_loses_its_server_says_how_to_go_on(flower, monkeypatch):
+    made, up = flower(lines=[STARTED]), iter([True, False])
+    monkeypatch.setattr(processes, "is_up", lambda _: next(up))
+    with pytest.raises(EngineError, match=r"lost its server; .* resume=\d{4}-"):
+        deploy(["run", str(made.folder)])
 
 
 @pytest.fixture
