@@ -112,6 +112,7 @@ def whole_model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "client": {**settings["client"], "unfreeze": None},
         "realign": {**settings["realign"], "every": None},
         "control": {**settings["control"], "kept_blocks": {}, "emulators": {}, "emulator": {}, "memory_mib": {}},
+        "devices": {"kind": None},
         "evaluate_every": settings["rounds"],
         "evaluation": {**settings["evaluation"], "costs": False},  # those of the run itself count
     }

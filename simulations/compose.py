@@ -19,6 +19,7 @@ from fedpeat.peft import Tuned, attach
 from simulations.building import built
 from simulations.conditions import attackers_of, check_recipe, codec_of, personal_of
 from simulations.costs import Costs, costs_of, sizes_of
+from simulations.devices import fleet_of, made_of_devices
 from simulations.emulation import bundles_of, context_of, emulators_of, unfrozen_of, write_notes
 from simulations.evaluation import Evaluator, evaluator_of
 from simulations.extraction import check_extraction
@@ -141,6 +142,8 @@ def compose(
         enough=control.per_round if control.asked > control.per_round else None,
         limits=limits_of(settings, data),
         checkpoints=settings["checkpoints"],
+        fleet=fleet_of(settings, control.clients, models, evaluator.rows, spec),
+        bundle_bytes={key: bundle.payload_bytes for key, bundle in bundles.items()},
         workers=workers,
         seed=settings["seed"],
         method=settings["peft"],
@@ -155,7 +158,8 @@ def compose(
     if evaluation["costs"]:
         observer.message("measuring what a device needs")
     costs = costs_of(sizes, federation, data, measure=evaluation["costs"])
-    return Composed(federation, loaded, split, bundles, data, costs, made_of(bundles, data, full), privacy.facts)
+    hashes = {**made_of(bundles, data, full), **made_of_devices(federation.fleet)}
+    return Composed(federation, loaded, split, bundles, data, costs, hashes, privacy.facts)
 
 
 def made_of(bundles: Mapping[str, Bundle], data: FederatedData, full: Tuned) -> dict[str, str]:

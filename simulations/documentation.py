@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from fedpeat.core import METRICS, ConfigError, write_text
+from fedpeat.devices import COLUMNS
 from simulations.strategy_table import HEADINGS, strategy_rows, table_cells
 
 NOTICE = "<!-- Written by `make docs`; change the source it names, not this page. -->"
@@ -59,6 +60,7 @@ Source: `fedpeat/core/metrics.py`.
   mean over them, `baselines.whole_model` the whole model's tuning, `baselines.extraction` what one curious client made
   of its bundle, in how many steps.
   `emulator.*` is of the run's own emulator; where devices have several, `emulators.<key>.*` is of each.
+- `ledger.parquet`: a row for each client and round, with its bytes, times, memory and energy: [control.md](control.md).
 - `emulator.json`: what builders made and found out, by emulator: which block stands where, what was done to it, scores.
 - `report.html` and `figures/`: the same for people.
 - Trackers (`tracker=tensorboard|wandb|mlflow`) get the numbers of each round as `loss/<model>`, `perplexity/<model>`,
@@ -237,6 +239,19 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def control_page(text: str) -> str:
+    """Return `docs/control.md` with its table of the ledger's columns written anew; the rest of `text` stays.
+
+    Raises:
+        ConfigError: If the page has no place for the table.
+    """
+    if BEGIN not in text or END not in text:
+        raise ConfigError("cannot write the ledger's columns", "docs/control.md has no marks for them", BEGIN + END)
+    before, rest = text.split(BEGIN, 1)
+    rows = [(_code(column.name), _code(column.kind), column.meaning) for column in COLUMNS]
+    return f"{before}{BEGIN}\n{_table(('column', 'type', 'meaning'), rows)}\n{END}{rest.split(END, 1)[1]}"
+
+
 BEGIN, END = "<!-- The table below is written by `make docs`. -->\n", "<!-- End of the written table. -->\n"
 
 
@@ -254,7 +269,7 @@ def strategies_page(text: str, conf_folder: str | Path) -> str:
 
 
 def write_pages(docs_folder: str | Path, conf_folder: str | Path) -> None:
-    """Write `metrics.md`, `configuration.md` and the table in `strategies.md`.
+    """Write `metrics.md`, `configuration.md`, and the tables in `strategies.md` and `control.md`.
 
     Raises:
         StorageError: If the folder cannot be written.
@@ -263,6 +278,8 @@ def write_pages(docs_folder: str | Path, conf_folder: str | Path) -> None:
     write_text(Path(docs_folder) / "configuration.md", configuration_page(conf_folder))
     page = Path(docs_folder) / "strategies.md"
     write_text(page, strategies_page(page.read_text(encoding="utf-8"), conf_folder))
+    page = Path(docs_folder) / "control.md"
+    write_text(page, control_page(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from fedpeat.core import (
     Tensors,
     count_bytes,
 )
+from fedpeat.devices import Fleet
 from fedpeat.peft import Tuned
 from fedpeat.server import Participant
 from simulations.evaluation import Evaluator, Personal
@@ -92,6 +93,8 @@ class Federation:
         enough: Replies after which a round waits for no more; None for all.
         limits: What one client may claim in a round.
         checkpoints: How many of the newest checkpoints stay on the disk.
+        fleet: The devices in simulated time; None without a model of them.
+        bundle_bytes: Size of each emulator's bundle, bytes, by key.
         workers: How many clients can run at once.
         seed: The run's seed.
     """
@@ -122,6 +125,8 @@ class Federation:
     enough: int | None = None
     limits: Limits = field(default_factory=Limits)
     checkpoints: int = 2
+    fleet: Fleet | None = None
+    bundle_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def initial(self) -> Tensors:

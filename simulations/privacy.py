@@ -10,6 +10,7 @@ from typing import Any
 from fedpeat.control import FixedControl
 from fedpeat.core import ConfigError
 from fedpeat.privacy import Sampling, check_installed, delta_noise, epsilon_after, noise_multiplier_for
+from simulations.devices import check_private
 from strategies import Recipe
 from strategies.privacy import Clipping, private
 
@@ -100,6 +101,7 @@ def _check_numbers(asked: Settings, population: int) -> None:
 def _check_company(settings: Settings) -> None:
     """Check the settings that would make a guarantee for clients void or meaningless."""
     server, client = settings["server"]["train"], settings["client"]
+    check_private(settings)
     if settings["round"]["over_select"]:
         raise ConfigError(
             "privacy=client_level does not go with round.over_select",

@@ -58,8 +58,12 @@ def report_of(
     clock: Clock,
     *,
     also: Mapping[str, float] | None = None,
+    devices: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> RoundReport:
-    """Return the report of the round that `strategy` just aggregated, with the metrics that are known `also`."""
+    """Return the report of the round that `strategy` just aggregated, with the metrics that are known `also`.
+
+    `devices` is what became of each, by name.
+    """
     done = strategy.aggregation
     participants = done.clients if done else {}
     clients = {
@@ -96,6 +100,7 @@ def report_of(
             **(also or {}),
             **margins_of(evaluations),
         },
+        devices=devices or {},
     )
 
 

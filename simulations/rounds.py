@@ -21,6 +21,7 @@ from fedpeat.core import (
     with_prefix,
 )
 from fedpeat.server import SERVER, counted_after
+from simulations.devices import Books
 from simulations.exchange import exchange
 from simulations.federation import Federation, Observer, strategy_for
 from simulations.keeping import Keeper
@@ -64,7 +65,8 @@ def run_rounds(
     reports, state = before or ([], _start(federation))
     if reports:
         observer.resumed(state.round)
-    for report, next_state in _rounds(federation, grid, strategy, state, observer, stop, *reports[-1:]):
+    books = Books(federation.fleet, federation.bundle_bytes, reports)
+    for report, next_state in _rounds(federation, grid, strategy, state, observer, stop, books, *reports[-1:]):
         reports.append(report)
         state = next_state
         keeper.keep(report, state)
@@ -89,6 +91,7 @@ def _rounds(
     state: RunState,
     observer: Observer,
     stop: threading.Event,
+    books: Books,
     last: RoundReport | None = None,
 ) -> Iterator[tuple[RoundReport, RunState]]:
     report = last or report_before(federation, state.shared)
@@ -96,10 +99,12 @@ def _rounds(
         yield report, state
     while state.round < federation.rounds:
         clock = Clock()
-        plan, control_state = federation.control.choose(report, state.control_state)
+        there = books.available(federation.control.clients, state.round + 1)
+        plan, control_state = federation.control.choose(report, state.control_state, there)
         observer.round_started(plan)
         emulator = clock.run("evaluate", partial(_realigned, federation, plan, state))
         strategy.begin(plan, state.shared, with_prefix(EMULATOR, emulator), state.counted)
+        played = books.play(plan, strategy, federation.enough)
         clock.run("train", lambda plan=plan: train_round(federation, grid, strategy, plan, stop))
         clock.parts["wire"] += strategy.wire_seconds
         done = strategy.aggregation
@@ -121,7 +126,9 @@ def _rounds(
             now = clock.run("evaluate", lambda now=state: federation.evaluate(now.shared, now.counted))
             evaluations = {**federation.zero_shot, **now}
         spent = {} if federation.epsilon is None else {"epsilon": federation.epsilon(plan.round + state.repeated)}
-        report = report_of(plan, strategy, evaluations, clock, also=spent)
+        absent = set() if there is None else set(federation.control.clients) - set(there)
+        devices, time = books.close(plan, strategy, played, absent)
+        report = report_of(plan, strategy, evaluations, clock, also={**spent, **time}, devices=devices)
         yield report, state
 
 

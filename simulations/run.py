@@ -25,6 +25,7 @@ from fedpeat.core import (
     write_text,
 )
 from fedpeat.data import FederatedData, client_table, plot_clients
+from fedpeat.devices import write_ledger
 from fedpeat.server import read_history
 from simulations.baselines import Quietly, run_local_only, whole_model_settings
 from simulations.building import built
@@ -234,6 +235,7 @@ class _Run:
         """Write summary, report and export from what there is, however the run ended."""
         path = self.folder / "metrics.jsonl"
         reports = read_history(path) if path.exists() else []
+        write_ledger(self.folder, reports)
         summary = summarise(
             reports,
             config_hash=self.hash,

@@ -32,6 +32,9 @@ OPEN_MAPPINGS = (
     "control.memory_mib",
     "control.rank",
     "data.partitioner_options",
+    "devices.shares",
+    "devices.named",
+    "devices.radio.weights",
     "peft.options",
     "strategy.options",
 )

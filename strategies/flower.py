@@ -30,7 +30,7 @@ from strategies.aggregate import Aggregation, aggregate, seen_by_recipe
 from strategies.limits import Limits
 from strategies.recipe import Recipe
 from strategies.reducers import Situation
-from strategies.traffic import checked, tensors_down, tensors_up
+from strategies.traffic import checked, encoded_bytes, tensors_down, tensors_up
 
 Observer = Callable[[ClientUpdate | ClientFailure], None]
 ServerUpdate = Callable[[RoundPlan, GlobalState, Mapping[str, Any]], ClientUpdate]
@@ -98,6 +98,8 @@ class RecipeStrategy(Strategy):
         self.also: Tensors = {}
         self.wire_seconds = 0.0
         self.bytes_down: dict[str, int] = {}
+        self.asked = 0
+        self._sizes: dict[Any, int] = {}
 
     def begin(
         self,
@@ -115,6 +117,7 @@ class RecipeStrategy(Strategy):
             counted: The rounds in which a client's update counted, by name: what it keeps goes on from the last.
         """
         self.plan = plan
+        self.asked = len(plan.devices)
         self.counted = counted or {}
         self.also = also or {}
         self.situation = replace(self.situation, round=plan.round, state=state)
@@ -122,6 +125,35 @@ class RecipeStrategy(Strategy):
         self.aggregation = None
         self.wire_seconds = 0.0
         self.bytes_down = {}
+
+    def leave_out(self, plan: RoundPlan, failures: Iterable[ClientFailure]) -> None:
+        """Go on with the devices of `plan` alone; the others that were asked failed as told."""
+        self.plan = plan
+        for failure in failures:
+            self._fail(failure)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the payload of each device of the plan, bytes down and up, before anything is sent."""
+        plan = self._plan(self.situation.round)
+        down: dict[Any, int] = {}
+        found = []
+        for device in plan.devices:
+            half = self._half(device)
+            alike = (device.rank, *(tuple(half.get(key, ())) for key in ("fixed", "personal")))
+            if alike not in down:
+                sent = tensors_down(self.recipe, seen_by_recipe(self.situation), half, device.rank)
+                down[alike] = count_bytes({**sent, **self.also})
+            found.append((down[alike], self._size_up(device, half)))
+        return found
+
+    def _size_up(self, device: DevicePlan, half: Mapping[str, Any]) -> int:
+        parts = tuple(half["train_only"]) if "train_only" in half else None
+        alike = (device.rank, parts, tuple(half.get("personal", ())), bool(half.get("control_variates")))
+        if alike not in self._sizes:
+            like = tensors_up(self.situation.state.tensors, self.situation.layout, half, device.rank)
+            extras = count_bytes(like) if half.get("control_variates") else 0
+            self._sizes[alike] = encoded_bytes(self.codec, like) + extras
+        return self._sizes[alike]
 
     def configure_train(
         self,
@@ -226,7 +258,7 @@ class RecipeStrategy(Strategy):
         Raises:
             EngineError: If fewer usable updates came than `min_replies`, or the rule cannot use what came.
         """
-        plan = self._plan(server_round)
+        plan = self._plan(server_round)  # those left out of it beforehand count as asked
 
         def everyone() -> Iterator[ClientUpdate]:
             yield from self.updates(server_round, replies)
@@ -235,7 +267,7 @@ class RecipeStrategy(Strategy):
                 self.observer(update)
                 yield update
 
-        least = min(self.min_replies, len(plan.devices)) + (self.server_update is not None)
+        least = min(self.min_replies, self.asked) + (self.server_update is not None)
         try:
             self.aggregation = aggregate(
                 self.recipe,

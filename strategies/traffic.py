@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from fedpeat.codecs import Codec
 from fedpeat.core import (
     EXTRA,
@@ -15,6 +17,7 @@ from fedpeat.core import (
     all_finite,
     at_rank,
     check_like,
+    count_bytes,
     with_prefix,
 )
 from strategies.recipe import Recipe
@@ -45,6 +48,12 @@ def tensors_up(state: Tensors, layout: Layout, half: Mapping[str, Any], rank: in
     sent = layout.names(half["train_only"]) if "train_only" in half else frozenset(state)
     sent -= layout.names(half.get("personal", ()))
     return at_rank({name: tensor for name, tensor in state.items() if name in sent}, layout, rank)
+
+
+def encoded_bytes(codec: Codec, like: Tensors) -> int:
+    """Return the size of a delta of these shapes once it is encoded, bytes: it does not depend on its values."""
+    nothing = {name: torch.zeros(tensor.shape) for name, tensor in like.items()}
+    return count_bytes(codec.encode(nothing, codec.start(nothing), 0)[0])
 
 
 def checked(

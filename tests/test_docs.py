@@ -37,12 +37,14 @@ def test_every_python_block_runs(page, tmp_path):
 
 
 def test_generated_pages_are_current():
-    from simulations.documentation import configuration_page, metrics_page, strategies_page
+    from simulations.documentation import configuration_page, control_page, metrics_page, strategies_page
 
     assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page(), "run make docs"
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page(ROOT / "conf"), "run make docs"
     page = (ROOT / "docs" / "strategies.md").read_text()
     assert page == strategies_page(page, ROOT / "conf"), "run make docs"
+    page = (ROOT / "docs" / "control.md").read_text()
+    assert page == control_page(page), "run make docs"
 
 
 def test_the_rooms_drawn_in_the_architecture_are_the_rooms_there_are():

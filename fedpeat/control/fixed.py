@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,10 +79,19 @@ class FixedControl:
         """Return the controller's state before round 1."""
         return {"global_step": 0}
 
-    def choose(self, report: RoundReport | None, state: Mapping[str, Any]) -> tuple[RoundPlan, dict[str, Any]]:
-        """Return the plan of the round after `report` (None before round 1) and the next state."""
+    def choose(
+        self, report: RoundReport | None, state: Mapping[str, Any], available: Collection[str] | None = None
+    ) -> tuple[RoundPlan, dict[str, Any]]:
+        """Return the plan of the round after `report` (None before round 1) and the next state.
+
+        Args:
+            report: Of the round before.
+            state: Of this controller.
+            available: Who can be asked; None for all. Of fewer than are to be asked, all are.
+        """
         this_round = report.round + 1 if report else 1
-        names = self._sample(random.Random(seed_for(self.seed, "sample", this_round)))
+        there = self.clients if available is None else self._among(set(available))
+        names = self._sample(random.Random(seed_for(self.seed, "sample", this_round)), there)
         devices = tuple(
             DevicePlan(
                 client=name,
@@ -98,9 +107,12 @@ class FixedControl:
         )
         return plan, {"global_step": start_step + self.local_steps}
 
-    def _sample(self, generator: random.Random) -> list[str]:
+    def _among(self, names: set[str]) -> list[str]:
+        return [name for name in self.clients if name in names]
+
+    def _sample(self, generator: random.Random, there: Sequence[str]) -> list[str]:
         if self.sampling == "fixed":
-            drawn = generator.sample(list(self.clients), self.asked)
+            drawn = generator.sample(list(there), min(self.asked, len(there)))
             return drawn if self.asked > self.per_round else sorted(drawn)
         share = self.per_round / len(self.clients)
-        return sorted(name for name in self.clients if generator.random() < share)
+        return sorted(name for name in there if generator.random() < share)

@@ -24,7 +24,15 @@ from fedpeat.core.errors import (
 from fedpeat.core.lock import locked
 from fedpeat.core.metrics import METRICS, Metric
 from fedpeat.core.seeds import seed_for
-from fedpeat.core.storage import content_hash, read_json, read_tensors, write_json, write_tensors, write_text
+from fedpeat.core.storage import (
+    content_hash,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from fedpeat.core.layout import (
@@ -115,6 +123,7 @@ __all__ = [
     "subtract",
     "with_prefix",
     "without_prefix",
+    "write_bytes",
     "write_json",
     "write_tensors",
     "write_text",

@@ -157,6 +157,24 @@ METRICS: tuple[Metric, ...] = (
         "",
         "1 for a client that no longer has what it kept on its disk for the recipe or codec, and began it anew.",
     ),
+    Metric(
+        "simulated_seconds",
+        "s",
+        "fedpeat.devices",
+        "down",
+        "The clock of simulated time after the round; only with a model of devices (`devices=mixed`, ...).",
+    ),
+    Metric(
+        "devices.seconds",
+        "s",
+        "fedpeat.devices",
+        "down",
+        "Simulated time of the whole run; `devices.milestones` says when the plug-in model had come which `share` of"
+        " the way to its best loss, in simulated and in measured seconds of the rounds; `devices.status` counts"
+        " visits.",
+    ),
+    Metric("devices.joules", "J", "fedpeat.devices", "down", "Modelled energy of all devices and rounds."),
+    Metric("devices.bundle_bytes", "bytes", "fedpeat.devices", "down", "Modelled fetches of bundles, all devices."),
     Metric("surplus", "clients", "simulations", "", "Clients asked but not waited for (`round.over_select`)."),
     Metric("weights_cut", "clients", "strategies", "", "Clients whose weight was cut to `round.max_weight_share`."),
     Metric("update_norm", "1", "strategies", "", "Euclidean norm of the step taken by the global state."),

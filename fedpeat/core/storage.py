@@ -62,6 +62,15 @@ def write_text(path: str | Path, text: str) -> None:
     _atomically(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data`, atomically.
+
+    Raises:
+        StorageError: If the disk is full or the folder cannot be written.
+    """
+    _atomically(Path(path), lambda partial: partial.write_bytes(data))
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as indented JSON, atomically; NaN and infinity become null, as JSON has neither.
 

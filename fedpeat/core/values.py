@@ -76,7 +76,10 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class ClientFailure:
-    """Why one client's work did not count: `kind` is error, timeout, surplus (not waited for), refused or died."""
+    """Why one client's work did not count.
+
+    `kind` is error, timeout, surplus (not waited for), refused or died; or late, dropped or memory, in simulated time.
+    """
 
     client: str
     round: int
@@ -127,6 +130,9 @@ class RoundReport:
         bytes_up: Tensor payload received from all clients, bytes.
         seconds: Wall time by part: `total`, `train`, `evaluate`, `wire`, `overhead`.
         metrics: Further numbers of the round (`train_loss`, `update_norm`, `tokens_per_second`, `privacy_margin`, ...).
+        devices: What became of each device, by name, JSON-like: `status`, `emulator`, `local_steps`, `bytes_down`,
+            `bundle_bytes`, `holds` (whether it holds its bundle now), and what was modelled of it (see
+            `fedpeat.devices.COLUMNS`).
     """
 
     round: int
@@ -137,6 +143,7 @@ class RoundReport:
     bytes_up: int
     seconds: Mapping[str, float]
     metrics: Mapping[str, float]
+    devices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts, lists, numbers and strings."""

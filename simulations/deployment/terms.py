@@ -8,6 +8,7 @@ from fedpeat.core import ConfigError
 
 ONLY_SIMULATED = {
     "clients.pool": "clients' rows are never in one place",
+    "devices.kind": "what real devices take is measured, and stands in the ledger without a model",
     "attack.kind": "clients are real, and do no harm on request",
     "baselines.local_only": "each client's own model would have to be sent",
     "baselines.whole_model": "clients would have to be sent the full model",

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from fedpeat.core import RoundReport, StorageError, read_json, write_text
 from simulations.report import wording
 from simulations.report.holdings import holdings
+from simulations.report.simulated import simulated_table
 from simulations.report.summary import in_words
 
 PAGE = "report.html"
@@ -45,6 +46,7 @@ CAPTIONS = {
     "learning_curves": "Every model is scored on the same held-out text. Dashed levels do not change during the run.",
     "right_answers": "Each model picks the likeliest of the possible answers to the same held-out documents.",
     "privacy_margin": "Above zero, the full model stays worth more than what devices hold.",
+    "simulated_time": "By the clock of the modelled devices: what they would have taken, not this machine.",
     "client_loss": "Loss in local training, each client on its own data.",
     "bytes": "Tensor payload, exact, without framing.",
     "seconds": "Wall time: training on clients, evaluation on the server, turning values into messages, the rest.",
@@ -128,6 +130,7 @@ def _render(
         ],
         facts=_facts(summary),
         holdings=holdings(summary),
+        simulated=simulated_table(summary),
         figures=[(name, Markup(svg), _caption(name), name.startswith(WIDE)) for name, svg in drawings.items()],
         clients=clients[:ROWS],
         more_clients=len(clients[ROWS:]),

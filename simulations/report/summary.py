@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 from fedpeat.core import RoundReport
 from fedpeat.server import margins
+from simulations.report.simulated import simulated
 from simulations.report.wording import change, number, percent
 
 MODELS = ("full_zero_shot", "emulator_zero_shot", "emulator_tuned", "plug_in")
@@ -52,7 +53,7 @@ def summarise(  # noqa: PLR0913
     Returns:
         Nested dictionaries of plain values. All four `metrics` are always there, with None where a model was not
         evaluated; `privacy_margin`, `transfer_gap` and `extraction_margin` only where they are known, `emulators` only
-        where there are several, `privacy` only with differential privacy.
+        where there are several, `privacy` only with differential privacy, `devices` only with a model of them.
     """
     rounds = max((report.round for report in reports), default=0)
     metrics = _last_metrics(reports)
@@ -87,7 +88,7 @@ def summarise(  # noqa: PLR0913
     if privacy:
         spent = reports[-1].metrics.get("epsilon", math.inf) if rounds else 0.0
         also["privacy"] = {"epsilon": spent if math.isfinite(spent) else None, **privacy}
-    return summary | also | _differences(reports, summary)
+    return summary | also | simulated(reports) | _differences(reports, summary)
 
 
 def _last_metrics(reports: Iterable[RoundReport]) -> dict[str, dict[str, float | None]]:

@@ -47,3 +47,11 @@ def test_the_benchmark_of_devices_runs(tmp_path):
     assert brings["facts"]["hidden states kept, MiB"] * 2**20 == 128 + 2 * 16 * 64 * 4  # a batch of 2 rows, fp32
     assert len(memory["rows"]) == len(costs["rows"]) - 1
     assert kept["counted MiB"] == last["counted MiB"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_modelled_memory_runs(tmp_path):
+    (section,) = measured(tmp_path, "modelled.py", "--small")["sections"]
+    emulated, lora, full = section["rows"]
+    assert emulated["modelled MiB"] < lora["modelled MiB"] < full["modelled MiB"]
+    assert all(row["measured MiB"] > row["weights MiB"] > 0 for row in section["rows"])

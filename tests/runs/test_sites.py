@@ -1,6 +1,6 @@
 """A real federation without the network: the server's half and the clients' halves, each in a folder of its own.
 
-What Flower's processes add is in `test_deployment.py`.
+What Flower's processes add is in `tests/deployment`.
 """
 
 import json

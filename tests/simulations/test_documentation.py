@@ -6,6 +6,7 @@ from simulations.documentation import (
     END,
     Setting,
     configuration_page,
+    control_page,
     metrics_page,
     read_page,
     strategies_page,
@@ -143,7 +144,9 @@ def test_pages_are_written(tmp_path):
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "strategies.md"
     page.write_text(f"# Kept\n\n{BEGIN}old table\n{END}\nKept too.\n", encoding="utf-8")
+    (tmp_path / "docs" / "control.md").write_text(f"# Devices\n\n{BEGIN}old\n{END}", encoding="utf-8")
     write_pages(tmp_path / "docs", strategies_in(tmp_path / "conf"))
+    assert "\n| `joules` | `float64` | " in (tmp_path / "docs" / "control.md").read_text(encoding="utf-8")
     assert (tmp_path / "docs" / "metrics.md").read_text(encoding="utf-8") == metrics_page()
     assert (tmp_path / "docs" / "configuration.md").read_text(encoding="utf-8").startswith("<!-- Written by")
     written = page.read_text(encoding="utf-8")
@@ -159,3 +162,5 @@ def test_a_page_without_a_place_for_the_table_is_told(tmp_path):
     for text in ("# Strategies\n", BEGIN, END):
         with pytest.raises(ConfigError, match="no marks for it"):
             strategies_page(text, tmp_path)
+        with pytest.raises(ConfigError, match="no marks for them"):
+            control_page(text)

@@ -183,6 +183,7 @@ REFUSED = {
     "hosts": (["hosts=[https://ü]"], "hosts"),
     "pooled": (["clients.pool=true"], "one place"),
     "attacked": (["attack=nans"], "no harm"),
+    "modelled": (["devices=mixed"], "real devices take is measured"),
     "whole model": (["baselines.whole_model=true"], "full model"),
     "alone": (["baselines.local_only=true"], "own model"),
     "extraction": (["baselines.extraction=true"], "not on the server"),
