@@ -168,10 +168,12 @@ class Fleet:
         costs, supply = self.costs(plan, traffic)
         total = costs.total_seconds
         needed = [self.work[device.emulator].memory_bytes / MIB for device in plan.devices]
-        ends, reasons = total.copy(), [""] * len(total)
+        ends, failed = total.copy(), dict[int, tuple[str, str]]()
         for place, device in enumerate(plan.devices):
-            ends[place], reasons[place] = self._end(plan.round, device.client, costs, place, needed[place])
-        lasts = self._enough(ends, reasons, enough)
+            ends[place], kind, reason = self._end(plan.round, device.client, costs, place, needed[place])
+            if kind:
+                failed[place] = kind, reason
+        lasts = self._enough(ends, failed, enough)
         if lasts is None:
             nobody = self.deadline_seconds if self.deadline_seconds is not None and not plan.devices else 0.0
             lasts = nobody or round_seconds(ends, self.deadline_seconds)
@@ -180,7 +182,7 @@ class Fleet:
         facts = {}
         for place, device in enumerate(plan.devices):
             facts[device.client] = {
-                "status": reasons[place].partition(":")[0] or COUNTED,
+                "status": failed[place][0] if place in failed else COUNTED,
                 "holds": bool(costs.down_seconds[place] <= until[place]),
                 "profile": self.profiles[device.client].name,
                 "modelled_down_seconds": float(costs.down_seconds[place]),
@@ -194,15 +196,13 @@ class Fleet:
                 "uplink_mbit": float(supply.up_bits[place] / MBIT),  # type: ignore[index]
             }
         failures = tuple(
-            ClientFailure(device.client, plan.round, reason.partition(":")[0], reason)
-            for device, reason in zip(plan.devices, reasons, strict=True)
-            if reason
+            ClientFailure(plan.devices[place].client, plan.round, *failed[place]) for place in sorted(failed)
         )
-        kept = tuple(device for device, reason in zip(plan.devices, reasons, strict=True) if not reason)
+        kept = tuple(device for place, device in enumerate(plan.devices) if place not in failed)
         return Played(replace(plan, devices=kept), failures, facts, float(lasts))
 
-    def _end(self, number: int, client: str, costs: Costs, place: int, needed_mib: float) -> tuple[float, str]:
-        """Return when a device ends, s after the round's start, and why its work does not count, or ""."""
+    def _end(self, number: int, client: str, costs: Costs, place: int, needed_mib: float) -> tuple[float, str, str]:
+        """Return when a device ends, s after the round's start, and of what kind and why its work does not count."""
         total, limit = float(costs.total_seconds[place]), self.profiles[client].memory_mib
         latest = float("inf") if self.deadline_seconds is None else self.deadline_seconds
         share = drops_out_at(client, number, probability=self.dropout, seed=self.seed)
@@ -210,19 +210,19 @@ class Fleet:
         out = float(costs.down_seconds[place]) if self.enforce_memory and needed_mib > limit else float("inf")
         if min(out, gone) < latest and min(out, gone) < total:
             if out <= gone:
-                return out, f"{MEMORY}: training takes {needed_mib:.0f} MiB, its device has {limit:.0f}"
-            return gone, f"{DROPPED}: its device dropped out after {gone:.3g} of {total:.3g} s of simulated time"
+                return out, MEMORY, f"training takes {needed_mib:.0f} MiB, its device has {limit:.0f}"
+            return gone, DROPPED, f"its device was gone after {gone:.3g} of {total:.3g} s of simulated time"
         if total > latest:
-            return total, f"{LATE}: it would take {total:.3g} s of simulated time, devices.deadline_seconds={latest:g}"
-        return total, ""
+            return total, LATE, f"it would take {total:.3g} s of simulated time, devices.deadline_seconds={latest:g}"
+        return total, "", ""
 
     @staticmethod
-    def _enough(ends: np.ndarray, reasons: list[str], enough: int | None) -> float | None:
+    def _enough(ends: np.ndarray, failed: dict[int, tuple[str, str]], enough: int | None) -> float | None:
         """Note who is not waited for; return when the last of those that are is done, None if all are waited for."""
-        good = [place for place, reason in enumerate(reasons) if not reason]
+        good = [place for place in range(len(ends)) if place not in failed]
         if enough is None or len(good) < enough:
             return None
         first = sorted(good, key=lambda place: (ends[place], place))[:enough]
         for place in set(good) - set(first):
-            reasons[place] = f"{SURPLUS}: enough other devices were faster"
+            failed[place] = SURPLUS, "enough other devices were faster"
         return float(max(ends[place] for place in first))
