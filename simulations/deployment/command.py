@@ -99,8 +99,6 @@ def _server(folder: Path, words: Sequence[str], console: Console) -> int:
     bind = given.get("bind", BINDS[0])
     if bind not in BINDS:  # its own programs ask it at 127.0.0.1
         raise ConfigError(f"bind={bind}", "no such choice", f"choose from: {', '.join(BINDS)}")
-    if not deployment.insecure:
-        check_dates(deployment.certificate)
     if processes.is_up(deployment):
         raise EngineError(f"something serves {deployment.own_address} already", "this deployment's server", "end it")
 
@@ -112,6 +110,8 @@ def _server(folder: Path, words: Sequence[str], console: Console) -> int:
     with serving(deployment, given.get("metrics")) as scraped:
         if scraped:
             console.print(f"metrics: {scraped}", soft_wrap=True)
+        if not deployment.insecure:
+            check_dates(deployment.certificate)
         processes.shorten_log(deployment.log)
         process = processes.superlink(deployment, bind=bind)
         return processes.stay(process, lambda: processes.is_up(deployment), greet, "the server", deployment.log)

@@ -54,7 +54,7 @@ def refused(federation, strange, tmp_path_factory):
     try:
         for case in CASES:
             folder = home / case.replace(" ", "-").replace("'", "")
-            ignored = shutil.ignore_patterns("flower", "*.log", "bundles", "data", "federations")
+            ignored = shutil.ignore_patterns("worker", "flower", "*.log", "bundles", "data", "federations")
             shutil.copytree(federation.site("bob"), folder, ignore=ignored)
             site = json.loads((folder / "site.json").read_text())
             if case == "unregistered":

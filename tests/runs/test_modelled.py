@@ -145,7 +145,7 @@ def test_who_would_be_late_is_not_trained(run):
 
 
 def test_if_nobody_is_in_time_the_run_ends_with_the_reason(run):
-    with pytest.raises(EngineError, match=r"late: it would take .* devices\.deadline_seconds=1e-09"):
+    with pytest.raises(EngineError, match=r"it would take .* devices\.deadline_seconds=1e-09"):
         run("devices=mixed", "devices.deadline_seconds=1e-9")
 
 
