@@ -230,8 +230,11 @@ def test_help_and_mistakes(capsys, tmp_path):
 
 def test_a_clients_data_is_kept_and_mistakes_are_told(made, tmp_path, monkeypatch, capsys):
     import shutil
+    import subprocess
+    from concurrent.futures import ThreadPoolExecutor
 
-    from simulations.deployment import processes
+    from simulations.deployment import command, processes
+    from simulations.deployment.layout import read_client_folder
 
     folder = tmp_path / "ann"
     shutil.copytree(made.client("ann").folder, folder)
@@ -240,8 +243,10 @@ def test_a_clients_data_is_kept_and_mistakes_are_told(made, tmp_path, monkeypatc
     with pytest.raises(ConfigError, match="text_field"):
         deploy(["client", str(folder), "data.path=x.jsonl", "data.textfield=body"])
     with pytest.raises(ConfigError, match="no such file"):
-        deploy(["client", str(folder), "data.path=x.jsonl"])
+        command._set_data(read_client_folder(folder), ["data.path=x.jsonl"])
     (tmp_path / "x y.jsonl").write_text("{}")
+    monkeypatch.setattr(command, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))  # as far, in less time
+    monkeypatch.setattr(processes, "worker", lambda _: subprocess.Popen(["sleep", "60"]))
     monkeypatch.setattr(processes, "supernode", lambda client: None)
     monkeypatch.setattr(processes, "stay", lambda *_: 0)
     monkeypatch.chdir(tmp_path)
