@@ -55,5 +55,6 @@ def copy_and_train(message: Message, context: Context) -> Message:
 
 def _zeros(message: Message, job: dict[str, Any], delta: dict[str, torch.Tensor], *, rows: int) -> Message:
     metrics = {"train_loss": 0.0, "train_tokens": 1.0, "train_rows": float(rows), "process": float(os.getpid())}
-    update = ClientUpdate(job["client"], job["round"], delta, weight=1.0, metrics=metrics, encoding=job["codec"])
+    about = {"encoding": job["codec"], "bundle": Path(job["bundle"]).name}
+    update = ClientUpdate(job["client"], job["round"], delta, weight=1.0, metrics=metrics, **about)
     return update_reply(update, to=message)
