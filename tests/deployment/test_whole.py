@@ -26,7 +26,9 @@ class Told:
 @pytest.fixture(scope="module")
 def story(federation, settle, read_json):
     """One run in three attempts: `(its folder, what was told)`."""
-    settle(min_replies=3, timeout_seconds=None)
+    settle(
+        min_replies=3, timeout_seconds=240
+    )
     told = Told([], [], [])
 
     def done(process, log):
