@@ -26,9 +26,7 @@ class Told:
 @pytest.fixture(scope="module")
 def story(federation, settle, read_json):
     """One run in three attempts: `(its folder, what was told)`."""
-    settle(
-        min_replies=3, timeout_seconds=240
-    )
+    settle(min_replies=3, timeout_seconds=240)
     told = Told([], [], [])
 
     def done(process, log):
