@@ -105,13 +105,14 @@ def run_local_only(
 def whole_model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the same federation without an emulator: PEFT on every block of the full model."""
     model = {**settings["model"], "split": {"first": 0, "last": 0, "blocks": "all"}}
+    nothing: dict[str, Any] = {"kept_blocks": {}, "emulators": {}, "emulator": {}, "memory_mib": {}}
     return {
         **settings,
         "model": model,
         "emulator": {"_target_": "fedpeat.emulators.uniform", "kept_blocks": 0},
         "client": {**settings["client"], "unfreeze": None},
         "realign": {**settings["realign"], "every": None},
-        "control": {**settings["control"], "kept_blocks": {}, "emulators": {}, "emulator": {}, "memory_mib": {}},
+        "control": {**settings["control"], **nothing, "kind": "fixed", "menu": None},
         "devices": {"kind": None},
         "evaluate_every": settings["rounds"],
         "evaluation": {**settings["evaluation"], "costs": False},  # those of the run itself count

@@ -18,6 +18,7 @@ from fedpeat.models import LoadedModel, Split, find_blocks, load_model, make_spl
 from fedpeat.peft import Tuned, attach
 from simulations.building import built
 from simulations.conditions import attackers_of, check_recipe, codec_of, personal_of
+from simulations.control import with_controller
 from simulations.costs import Costs, costs_of, sizes_of
 from simulations.devices import fleet_of, made_of_devices
 from simulations.emulation import bundles_of, context_of, emulators_of, unfrozen_of, write_notes
@@ -154,6 +155,16 @@ def compose(
         epsilon=privacy.epsilon,
         realignment=realignment_of(settings, context, full, emulated),
         unfreezing=unfreezing_of(policy, emulated["default"]) if unfrozen else Unfreezing(),
+    )
+    federation = with_controller(
+        settings,
+        federation,
+        data,
+        {key: size["kept_share"] for key, size in sizes.items()},
+        lambda key, rank: attached(
+            {**settings, "peft": federation.method_at(rank)}, build_emulated(bundles[key], device=device), unfrozen
+        ),
+        observer,
     )
     if evaluation["costs"]:
         observer.message("measuring what a device needs")

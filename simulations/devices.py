@@ -4,12 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedpeat.client import TrainingSpec
 from fedpeat.client.needs import needs
+from fedpeat.control import Observation, Problem
 from fedpeat.core import ConfigError, RoundPlan, RoundReport, content_hash, nearest
 from fedpeat.data import Rows
 from fedpeat.devices import CLOCK, Fleet, Played, Radio, Traffic, Work, assign, profiles_of, read_trace
@@ -133,6 +135,33 @@ class Books:
         """Return who can be asked in a round; None where nothing is known of that."""
         return None if self.fleet is None else self.fleet.available(clients, round_number)
 
+    def observe(self, problem: Problem, round_number: int, *, realigned: bool) -> Observation:
+        """Return what a controller may know of a round before it.
+
+        Args:
+            problem: What it decides.
+            round_number: Counted from 1.
+            realigned: Whether the emulator was changed since its bundle, so that all must fetch the changes.
+
+        Raises:
+            ConfigError: If devices are not modelled.
+        """
+        if self.fleet is None:
+            raise ConfigError("a controller needs modelled devices", "devices=none", "choose devices=mixed or cell")
+        there = set(self.fleet.available(problem.clients, round_number))
+        gains, down, up = self.fleet.links(problem.clients, round_number)
+        emulators = problem.menu.emulators
+        holds = [[(client, key) in self._held for key in emulators] for client in problem.clients]
+        return Observation(
+            round=round_number,
+            available=np.array([client in there for client in problem.clients], dtype=bool),
+            gains=gains,
+            down_bits=down,
+            up_bits=up,
+            holds=np.array(holds, dtype=bool),
+            stale=np.full((len(problem.clients), len(emulators)), realigned),
+        )
+
     def play(self, plan: RoundPlan, strategy: RecipeStrategy, enough: int | None) -> Played | None:
         """Play a round in simulated time and leave those out whose work would not count; None without a fleet."""
         if self.fleet is None:
@@ -170,6 +199,7 @@ class Books:
                 **modelled,
                 "status": "counted" if client in counted else failed.get(client, "error"),
                 "emulator": device.emulator,
+                "rank": device.rank,
                 "local_steps": device.local_steps,
                 "bytes_down": strategy.bytes_down.get(client, 0),
                 "bundle_bytes": self._to_fetch(client, device.emulator),

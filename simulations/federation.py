@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedpeat.codecs import Codec, none
-from fedpeat.control import FixedControl
+from fedpeat.control import FixedControl, Observation, Problem
 from fedpeat.core import (
     ClientFailure,
     ClientUpdate,
@@ -64,13 +64,32 @@ class Observer(Protocol):
         """See something long go on: what, and how much of it is done (0 to 1; None where that is not known)."""
 
 
+class Controller(Protocol):
+    """Who decides a round by what is known of its devices."""
+
+    @property
+    def problem(self) -> Problem:
+        """What it decides."""
+        ...
+
+    def start(self) -> dict[str, Any]:
+        """Return its state before round 1."""
+        ...
+
+    def choose(
+        self, report: RoundReport | None, state: Mapping[str, Any], seen: Observation
+    ) -> tuple[RoundPlan, dict[str, Any]]:
+        """Return the plan of the round that is `seen`, and the next state."""
+        ...
+
+
 @dataclass(frozen=True)
 class Federation:
     """A run, composed: everything that the round loop needs, built once.
 
     Attributes:
         recipe: The aggregation rule.
-        control: Who does what in each round.
+        control: Who there is, and what each does in each round where nobody else decides.
         job: What every client's job holds, JSON-like.
         bundles: Folder of each emulator's bundle, by key; `"default"` is the run's own.
         full: The full model with its PEFT parameters: the plug-in model.
@@ -95,6 +114,7 @@ class Federation:
         checkpoints: How many of the newest checkpoints stay on the disk.
         fleet: The devices in simulated time; None without a model of them.
         bundle_bytes: Size of each emulator's bundle, bytes, by key.
+        controller: Who decides the rounds by the devices' state; None for `control`.
         workers: How many clients can run at once.
         seed: The run's seed.
     """
@@ -127,6 +147,7 @@ class Federation:
     checkpoints: int = 2
     fleet: Fleet | None = None
     bundle_bytes: Mapping[str, int] = field(default_factory=dict)
+    controller: Controller | None = None
 
     @property
     def initial(self) -> Tensors:

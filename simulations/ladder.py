@@ -19,6 +19,9 @@ def rungs(settings: Settings) -> dict[str, dict[str, Any]]:
     nodes = {"default": own}
     for kept in sorted({int(kept) for kept in control["kept_blocks"].values()}):
         nodes[f"kept_{kept}"] = keeping(own, kept)
+    for kept in (control.get("menu") or {}).get("kept_blocks") or ():
+        node = keeping(own, int(kept))
+        nodes |= {} if node == own else {f"kept_{int(kept)}": node}
     for name, changes in control["emulators"].items():
         if name in nodes:
             raise ConfigError(f"control.emulators names {name!r}", "that name is taken", "choose another")
@@ -41,7 +44,7 @@ def keeping(emulator: Mapping[str, Any], kept_blocks: int) -> dict[str, Any]:
         if "kept_blocks" in stage:
             return {**emulator, "stages": {**emulator["stages"], name: keeping(stage, kept_blocks)}}
     raise ConfigError(
-        "control.kept_blocks gives single devices emulators of other depths",
+        "control.kept_blocks and control.menu.kept_blocks give devices emulators of other depths",
         f"this emulator ({emulator.get('_target_')}) keeps no number of blocks",
         "choose one with kept_blocks, such as emulator=uniform",
     )

@@ -27,9 +27,19 @@ class Realignment:
     full: Tuned
     emulated: Tuned
 
-    def __call__(self, server_round: int, shared: GlobalState, so_far: Tensors) -> Tensors:
-        """Return the emulator's changes for a round: new ones where it is due, else those `so_far`."""
-        if server_round == 1 or (server_round - 1) % self.every:
+    def __call__(
+        self, server_round: int, shared: GlobalState, so_far: Tensors, *, asked: bool | None = None
+    ) -> Tensors:
+        """Return the emulator's changes for a round: new ones where it is due, else those `so_far`.
+
+        Args:
+            server_round: Counted from 1.
+            shared: What the federation has learnt.
+            so_far: The changes up to now.
+            asked: Whether the round's plan asks for it; None for every so many rounds.
+        """
+        due = server_round > 1 and (server_round - 1) % self.every == 0 if asked is None else asked
+        if not due:
             return so_far
         Unfreezing().plug_in(self.full, shared)
         Unfreezing().plug_in(self.emulated, shared)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
@@ -78,7 +79,7 @@ def _start(federation: Federation) -> RunState:
     return RunState(
         round=0,
         shared=start(federation.recipe, federation.initial),
-        control_state=federation.control.start(),
+        control_state=(federation.controller or federation.control).start(),
         global_step=0,
         seed=federation.seed,
     )
@@ -100,7 +101,7 @@ def _rounds(
     while state.round < federation.rounds:
         clock = Clock()
         there = books.available(federation.control.clients, state.round + 1)
-        plan, control_state = federation.control.choose(report, state.control_state, there)
+        plan, control_state = _chosen(federation, report, state, books, there)
         observer.round_started(plan)
         emulator = clock.run("evaluate", partial(_realigned, federation, plan, state))
         strategy.begin(plan, state.shared, with_prefix(EMULATOR, emulator), state.counted)
@@ -132,11 +133,22 @@ def _rounds(
         yield report, state
 
 
+def _chosen(
+    federation: Federation, report: RoundReport, state: RunState, books: Books, there: Sequence[str] | None
+) -> tuple[RoundPlan, dict[str, Any]]:
+    """Return the next round's plan, and the controller's state."""
+    controller = federation.controller
+    if controller is None:
+        return federation.control.choose(report, state.control_state, there)
+    seen = books.observe(controller.problem, state.round + 1, realigned=bool(state.emulator))
+    return controller.choose(report, state.control_state, seen)
+
+
 def _realigned(federation: Federation, plan: RoundPlan, state: RunState) -> Tensors:
     """Return what is changed of the emulator in a round, and change the server's own."""
     if federation.realignment is None:
         return {}
-    changes = federation.realignment(plan.round, state.shared, state.emulator)
+    changes = federation.realignment(plan.round, state.shared, state.emulator, asked=plan.refresh)
     federation.realignment.apply(changes)
     return changes
 

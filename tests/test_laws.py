@@ -19,6 +19,7 @@ VIOLATIONS = {
     "Hydra in the library": ("fedpeat/data/planted.py", "import hydra", "Hydra, OmegaConf and Ray"),
     "Ray in a strategy": ("strategies/planted.py", "import ray", "Hydra, OmegaConf and Ray"),
     "a second door to peft": ("fedpeat/client/planted.py", "import peft", "one door"),
+    "wire sees devices": ("fedpeat/wire/planted.py", "import fedpeat.devices.costs", "only control sees devices"),
     "peft sees models": ("fedpeat/peft/planted.py", "import fedpeat.models.blocks", "see models"),
 }
 

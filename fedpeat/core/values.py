@@ -20,6 +20,7 @@ class DevicePlan:
         emulator: Key of the emulator it trains against (`"default"`, or a name from the run's ladder).
         rank: PEFT rank, or None for the run's own; others only where the recipe can mix ranks.
         extras: What differs for this device from the recipe's client half (`proximal_mu`, `train_only`, ...).
+        band: Its weight in sharing out the bands of a radio link.
     """
 
     client: str
@@ -27,6 +28,7 @@ class DevicePlan:
     emulator: str = "default"
     rank: int | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    band: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class RoundPlan:
         start_step: The federation's global step at which local training starts (schedules and data order follow it).
         total_steps: Global steps of the whole run (where schedules end).
         devices: One plan a device, ordered by client name, or in the order of the draw where not all are waited for.
+        refresh: Whether the emulator is re-aligned before this round; None for as the run's settings say.
     """
 
     round: int
     start_step: int
     total_steps: int
     devices: tuple[DevicePlan, ...]
+    refresh: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,18 @@ def equal_shares(count: int) -> np.ndarray:
     return np.full(count, 1 / max(count, 1))
 
 
-def band_shares(radio: Radio, clients: Sequence[str]) -> np.ndarray:
-    """Return the shares of a band, `(clients,)`, by the clients' weights; they add up to 1."""
-    if not radio.weights:
+def band_shares(radio: Radio, clients: Sequence[str], planned: Sequence[float] = ()) -> np.ndarray:
+    """Return the shares of a band, `(clients,)`, by the clients' weights; they add up to 1.
+
+    Args:
+        radio: The cell, with the clients' own weights.
+        clients: That share the band.
+        planned: What a round's plan multiplies these with, one a client; nothing for 1.
+    """
+    if not radio.weights and all(weight == 1.0 for weight in planned):
         return equal_shares(len(clients))
     weights = np.array([radio.weights.get(client, 1.0) for client in clients], dtype=float)
+    weights = weights * np.array(planned, dtype=float) if planned else weights
     return weights / weights.sum() if len(clients) else weights
 
 
@@ -130,14 +137,20 @@ def shannon_bits(
 
 
 def radio_rates(
-    radio: Radio, clients: Sequence[str], radiated_watt: Sequence[float], round_number: int, *, seed: int
+    radio: Radio,
+    clients: Sequence[str],
+    radiated_watt: Sequence[float],
+    round_number: int,
+    *,
+    seed: int,
+    planned: Sequence[float] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rates down and up of those that share the bands in a round, bit/s, each `(clients,)`.
 
     Down, the station's power is spread evenly over its band, so a device's signal to noise does not depend on its
     share. Up, a device puts all its power into its share.
     """
-    shares = band_shares(radio, clients)
+    shares = band_shares(radio, clients, planned)
     gains = np.array([gain(radio, client, round_number, seed=seed) for client in clients], dtype=float)
     noise = radio.noise_watt_hz
     down = shannon_bits(shares * radio.bandwidth_down_hz, shares * radio.station_watt, gains, noise)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedpeat.core import ClientFailure, ConfigError, RoundPlan, nearest
-from fedpeat.devices.channel import MBIT, Radio, drops_out_at, is_available, radio_rates
+from fedpeat.core import ClientFailure, ConfigError, DevicePlan, RoundPlan, nearest
+from fedpeat.devices.channel import MBIT, Radio, drops_out_at, gain, is_available, radio_rates
 from fedpeat.devices.costs import MIB, Costs, Demand, Supply, round_costs, round_seconds, spent_until
 from fedpeat.devices.ledger import COUNTED, DROPPED, LATE
 from fedpeat.devices.profile import Profile
@@ -65,7 +65,7 @@ class Fleet:
 
     Attributes:
         profiles: By client.
-        work: What training needs, by emulator.
+        work: What training needs, by emulator; where ranks are measured too, also by `(emulator, rank)`.
         seed: What distances, fading, availability and drop-outs follow from.
         radio: The cell; None for links of the profiles' fixed rates.
         availability: Probability with which a client can be asked in a round.
@@ -76,7 +76,7 @@ class Fleet:
     """
 
     profiles: Mapping[str, Profile]
-    work: Mapping[str, Work]
+    work: Mapping[Any, Work]
     seed: int
     radio: Radio | None = None
     availability: float = 1.0
@@ -121,21 +121,50 @@ class Fleet:
             return known.available
         return is_available(client, round_number, probability=self.availability, seed=self.seed)
 
-    def rates(self, clients: Sequence[str], round_number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rates down and up of those that take part in a round, bit/s, each `(clients,)`."""
+    def rates(
+        self, clients: Sequence[str], round_number: int, planned: Sequence[float] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rates down and up of those that take part in a round, bit/s, each `(clients,)`.
+
+        Args:
+            clients: That take part.
+            round_number: Counted from 1.
+            planned: Their weights in the round's plan, in sharing the bands out; nothing for 1.
+        """
         own = [self.profiles[client] for client in clients]
         if self.radio is None:
             down = np.array([MBIT * one.downlink_mbit for one in own], dtype=float)
             up = np.array([MBIT * one.uplink_mbit for one in own], dtype=float)
         else:
             radiated = [one.radiated_watt for one in own]
-            down, up = radio_rates(self.radio, clients, radiated, round_number, seed=self.seed)
+            down, up = radio_rates(self.radio, clients, radiated, round_number, seed=self.seed, planned=planned)
+        self._trace_rates(clients, round_number, down, up)
+        return down, up
+
+    def _trace_rates(self, clients: Sequence[str], round_number: int, down: np.ndarray, up: np.ndarray) -> None:
         for place, client in enumerate(clients if self.trace else ()):
             known = self.trace.get((round_number, client))
             if known is not None:
                 down[place] = down[place] if known.down_mbit is None else MBIT * known.down_mbit
                 up[place] = up[place] if known.up_mbit is None else MBIT * known.up_mbit
-        return down, up
+
+    def links(self, clients: Sequence[str], round_number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what is known of the links before it is known who takes part, each `(clients,)`.
+
+        Returns:
+            The gains of the radio channel (1 without one); and the rates down and up, bit/s, NaN where they depend on
+            how the bands are shared out.
+        """
+        if self.radio is None:
+            return np.ones(len(clients)), *self.rates(clients, round_number)
+        gains = [gain(self.radio, client, round_number, seed=self.seed) for client in clients]
+        down, up = np.full(len(clients), np.nan), np.full(len(clients), np.nan)
+        self._trace_rates(clients, round_number, down, up)
+        return np.array(gains, dtype=float), down, up
+
+    def work_for(self, device: DevicePlan) -> Work:
+        """Return what a device's training needs: with its emulator and rank where that is known, else its emulator."""
+        return self.work.get((device.emulator, device.rank)) or self.work[device.emulator]
 
     def costs(self, plan: RoundPlan, traffic: Sequence[Traffic]) -> tuple[Costs, Supply]:
         """Return what a plan takes each of its devices, if all stayed to the end, and what they have.
@@ -149,9 +178,11 @@ class Fleet:
         columns = np.array(
             [(one.flops, one.compute_watt, one.transmit_watt, one.receive_watt) for one in own], dtype=float
         ).reshape(len(own), 4)
-        supply = Supply(columns[:, 0], *self.rates(names, plan.round), *columns[:, 1:].T)
+        supply = Supply(
+            columns[:, 0], *self.rates(names, plan.round, [device.band for device in plan.devices]), *columns[:, 1:].T
+        )
         sent = np.array(traffic, dtype=float).reshape(len(own), 3)
-        flops = [device.local_steps * self.work[device.emulator].step_flops for device in plan.devices]
+        flops = [device.local_steps * self.work_for(device).step_flops for device in plan.devices]
         return round_costs(Demand(sent[:, 0], sent[:, 1], sent[:, 2], np.array(flops, dtype=float)), supply), supply
 
     def play(self, plan: RoundPlan, traffic: Sequence[Traffic], *, enough: int | None = None) -> Played:
@@ -167,7 +198,7 @@ class Fleet:
         """
         costs, supply = self.costs(plan, traffic)
         total = costs.total_seconds
-        needed = [self.work[device.emulator].memory_bytes / MIB for device in plan.devices]
+        needed = [self.work_for(device).memory_bytes / MIB for device in plan.devices]
         ends, failed = total.copy(), dict[int, tuple[str, str]]()
         for place, device in enumerate(plan.devices):
             ends[place], kind, reason = self._end(plan.round, device.client, costs, place, needed[place])

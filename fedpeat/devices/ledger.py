@@ -39,6 +39,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("late", "bool", "Whether it would have been later than `devices.deadline_seconds`."),
     Column("dropped", "bool", "Whether it dropped out in mid-round."),
     Column("emulator", "string", "Key of its emulator."),
+    Column("rank", "int64", "Its PEFT rank; null for the run's own."),
     Column("profile", "string", "Its device profile; null with `devices=none`."),
     Column("local_steps", "int64", "Optimiser steps asked for."),
     Column("bytes_down", "int64", "Tensor payload really sent to it, bytes; 0 if it was not asked in truth."),

@@ -1,0 +1,72 @@
+"""A run's settings to a scene: its devices and menu as they are measured, with curves in place of training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedpeat.control import Objective
+from fedpeat.control.world import Scene
+from fedpeat.core import ConfigError
+from fedpeat.data import FederatedData
+from fedpeat.devices import distance_km, path_loss_db
+from simulations.compose import compose
+from simulations.control import GREEDY, SABPPO, curves_of, fleet_in
+from simulations.corpus import cache_folder, prepare_data
+from simulations.federation import Federation
+from simulations.progress import Progress
+from simulations.settings import load_settings
+
+
+def scene_of(overrides: Sequence[str], folder: Path) -> tuple[Scene, dict[str, Any]]:
+    """Return the scene of a run that is not run, and its settings.
+
+    Args:
+        overrides: As for `fedpeat simulate`; `control=sabppo devices=mixed` unless they say otherwise.
+        folder: Where notes are written.
+
+    Raises:
+        ConfigError: If a setting cannot be had.
+    """
+    given = {override.partition("=")[0] for override in overrides}
+    first = [f"{key}={value}" for key, value in (("control", SABPPO), ("devices", "mixed")) if key not in given]
+    settings = load_settings([*first, *overrides])
+    if settings["control"].get("kind") != SABPPO:
+        raise ConfigError("fedpeat control is for sabppo", "another control is chosen", "leave control= out")
+    # Composed for a controller that needs no policy: the same menu, devices and measurements.
+    settings["control"]["kind"] = GREEDY
+    settings["evaluation"]["costs"] = False
+    data: FederatedData = prepare_data(settings)
+    with Progress() as progress:
+        composed = compose(settings, data, folder=folder, cache=cache_folder(settings), workers=1, observer=progress)
+    return scene_in(settings, composed.federation), settings
+
+
+def scene_in(settings: dict[str, Any], federation: Federation) -> Scene:
+    """Return the scene of a composed run.
+
+    Raises:
+        ConfigError: If its devices follow a trace, or no controller looks at them.
+    """
+    fleet, controller = fleet_in(federation), federation.controller
+    if controller is None or fleet.trace:
+        found = "no controller looks at devices" if controller is None else "devices.trace is given"
+        raise ConfigError("cannot play this run by response curves", found, "leave devices.trace out")
+    clients = controller.problem.clients
+    down, up = (None, None) if fleet.radio else fleet.rates(clients, 1)
+    gains = None
+    if fleet.radio:
+        away = [distance_km(fleet.radio, client, seed=fleet.seed) for client in clients]
+        gains = np.array([10 ** (-path_loss_db(distance) / 10) for distance in away])
+    control = settings["control"]
+    return Scene(
+        problem=controller.problem,
+        objective=Objective(**control["objective"]),
+        curves=curves_of(control["curves"], settings["client"]["local_steps"]),
+        gains=gains,
+        down_bits=down,
+        up_bits=up,
+        fading=bool(fleet.radio and fleet.radio.rayleigh),
+        availability=fleet.availability,
+    )

@@ -1,0 +1,48 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from fedpeat.control import GreedyControl, Objective, RandomControl
+from fedpeat.control.optimum import optimum
+from fedpeat.control.world import World, play
+from fedpeat.core import ConfigError
+from tests.fedpeat.control.problems import CELL, PAIRS, problem, scene
+
+OBJECTIVES = (Objective(time=0.3), Objective(time=0.3, bytes=0.01, quality_of="change"))
+
+
+def total(given, sequence):
+    world, found = World(given), 0.0
+    world.start([0])
+    for levels, refresh in sequence:
+        found += float(world.step(np.array([levels]), np.array([refresh])).reward[0])
+    return found
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["every", "change"])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_the_best_of_all_sequences(objective, seed):
+    given = scene(problem(2, pairs=PAIRS[1:3], steps=(5,), refresh=True, memory=[3, 2], seed=seed), objective=objective)
+    own = [[[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 0, 0], [1, 0, 0], [2, 0, 0]]]
+    rounds = [(levels, flag) for levels in itertools.product(*own) for flag in (0, 1)]
+    best = max(total(given, sequence) for sequence in itertools.product(rounds, repeat=3))
+    found, sequence = optimum(given)
+    assert found == pytest.approx(best)
+    assert total(given, sequence) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["every", "change"])
+def test_nobody_does_better(objective):
+    given = scene(problem(3, pairs=PAIRS[:2], steps=(5,), refresh=True), objective=objective)
+    best, _ = optimum(given)
+    of = given.problem
+    assert play(GreedyControl(of, objective, given.curves, 5), given, 0)[0] <= best + 1e-9
+    assert all(play(RandomControl(of, 2, 5, seed), given, 0)[0] < best for seed in range(10))
+
+
+def test_chance_has_no_part_in_it():
+    with pytest.raises(ConfigError, match="chance"):
+        optimum(scene(problem(2, radio=CELL)))
+    with pytest.raises(ConfigError, match="choices a round"):
+        optimum(scene(problem(8)))
