@@ -16,7 +16,7 @@ usage: fedpeat COMMAND [overrides]
   fedpeat simulate resume=FOLDER                        go on with a run that was killed or stopped
   fedpeat compare key=A,B [seeds=N] [key=value ...]     run variants with several seeds; say which is better
   fedpeat study emulator selection=A,B kept=N,M ...     run ways to stand in for the middle; say which is worth it
-  fedpeat control train|evaluate policy=FOLDER ...      learn who does what in a round; hold it against other rules
+  fedpeat control fit|train|evaluate ...                learn who does what in a round; hold it against other rules
   fedpeat deploy init|server|client|run|status|stop     run a federation on several machines
   fedpeat report FOLDER                                 write a run's report anew, or compare the runs below
   fedpeat pretrain [key=value ...]                      make the embedded model anew, by its committed recipe

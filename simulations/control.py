@@ -18,6 +18,7 @@ from fedpeat.control import (
     Problem,
     RandomControl,
     SabppoControl,
+    read_fit,
     read_policy,
 )
 from fedpeat.core import ConfigError, DevicePlan, RoundPlan, nearest
@@ -195,7 +196,9 @@ def controller_of(settings: Settings, federation: Federation, problem: Problem) 
     """Return the controller of a kind."""
     control, steps = settings["control"], settings["client"]["local_steps"]
     if control["kind"] == GREEDY:
-        return GreedyControl(problem, Objective(**control["objective"]), curves_of(control["curves"], steps), steps)
+        return GreedyControl(
+            problem, Objective(**control["objective"]), curves_of(control["curves"], federation), steps
+        )
     if control["kind"] == SABPPO:
         return SabppoControl(problem, policy_of(control["policy"]), steps)
     kind = RandomControl if control["kind"] == RANDOM else CapabilityControl
@@ -214,15 +217,14 @@ def policy_of(folder: str | None) -> Policy:
     return read_policy(Path(folder).expanduser())
 
 
-def curves_of(path: str | None, local_steps: int) -> Curves:
-    """Return the response curves in a file, or else the defaults at the run's own local steps.
+def curves_of(path: str | None, federation: Federation) -> Curves:
+    """Return the response curves in a file, or else those in the package, from the run's own loss before training on.
+
+    Args:
+        path: Of the file, `control.curves`; None for the fit in the package.
+        federation: Whose plug-in model is the full model before round 1.
 
     Raises:
         ConfigError: If the file cannot be read.
     """
-    if not path:
-        return Curves(unit_steps=float(local_steps))
-    try:
-        return Curves.parse(Path(path).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read control.curves={path}", str(error), "give a file of `control fit`") from error
+    return read_fit(path).curves.starting_at(federation.zero_shot["full_zero_shot"].loss)

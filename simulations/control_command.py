@@ -1,4 +1,4 @@
-"""`fedpeat control train|evaluate`: a policy learned by response curves, and how it does beside other rules."""
+"""`fedpeat control fit|train|evaluate`: a policy learned by response curves, and how it does beside other rules."""
 
 import math
 import tempfile
@@ -18,13 +18,15 @@ from fedpeat.control import (
 )
 from fedpeat.control.world import Scene, play
 from fedpeat.core import ConfigError, nearest, seed_for, write_json
+from simulations.fit_command import control_fit
 from simulations.scenes import scene_of
 
 VERBS = ("train", "evaluate")
 OWN = {"train": {"policy": None, "steps": 200_000, "tensorboard": None}, "evaluate": {"policy": None, "episodes": 50}}
 """Keys of the command itself; all others are those of `fedpeat simulate`."""
 
-USAGE = """usage: fedpeat control train policy=FOLDER [steps=200000] [tensorboard=FOLDER] [key=value ...]
+USAGE = """usage: fedpeat control fit folder=FOLDER ...     ('fedpeat control fit --help' tells of it)
+       fedpeat control train policy=FOLDER [steps=200000] [tensorboard=FOLDER] [key=value ...]
        fedpeat control evaluate policy=FOLDER [episodes=50] [key=value ...]
 
 All other keys are those of `fedpeat simulate`: the devices, the menu (control.menu), what counts (control.objective).
@@ -43,8 +45,10 @@ def control(arguments: Sequence[str]) -> int:
         print(USAGE)
         return 0
     verb, rest = arguments[0], arguments[1:]
+    if verb == "fit":
+        return control_fit(rest)
     if verb not in VERBS:
-        raise ConfigError(f"fedpeat control {verb}", "no such verb", nearest(verb, VERBS))
+        raise ConfigError(f"fedpeat control {verb}", "no such verb", nearest(verb, (*VERBS, "fit")))
     own, overrides = split_arguments(verb, rest)
     if not own["policy"]:
         raise ConfigError(f"fedpeat control {verb} needs policy=FOLDER", "it is not given", "name a folder")

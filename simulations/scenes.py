@@ -63,7 +63,7 @@ def scene_in(settings: dict[str, Any], federation: Federation) -> Scene:
     return Scene(
         problem=controller.problem,
         objective=Objective(**control["objective"]),
-        curves=curves_of(control["curves"], settings["client"]["local_steps"]),
+        curves=curves_of(control["curves"], federation),
         gains=gains,
         down_bits=down,
         up_bits=up,

@@ -6,6 +6,7 @@ known of the coming round. Its state is JSON and in the checkpoint.
 To add one more: a frozen dataclass in a file of its own, with `start()` and `choose()`, and a YAML in `conf/control/`.
 """
 
+from fedpeat.control.fitted import Fit, read_fit
 from fedpeat.control.fixed import FixedControl
 from fedpeat.control.greedy import GreedyControl
 from fedpeat.control.menu import Menu, Pair
@@ -27,6 +28,7 @@ from fedpeat.control.surrogate import Curves, next_loss
 __all__ = [
     "CapabilityControl",
     "Curves",
+    "Fit",
     "FixedControl",
     "GreedyControl",
     "Menu",
@@ -44,6 +46,7 @@ __all__ = [
     "next_loss",
     "price",
     "quality_term",
+    "read_fit",
     "read_policy",
     "time_term",
     "write_policy",
