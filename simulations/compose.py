@@ -18,7 +18,8 @@ from fedpeat.models import LoadedModel, Split, find_blocks, load_model, make_spl
 from fedpeat.peft import Tuned, attach
 from simulations.building import built
 from simulations.conditions import attackers_of, check_recipe, codec_of, personal_of
-from simulations.control import with_controller
+from simulations.control import check_files, with_controller
+from simulations.control_settings import check_control
 from simulations.costs import Costs, costs_of, sizes_of
 from simulations.devices import fleet_of, made_of_devices
 from simulations.emulation import bundles_of, context_of, emulators_of, unfrozen_of, write_notes
@@ -81,6 +82,8 @@ def compose(
     """
     check_counts(settings)
     check_policy(settings)
+    check_control(settings)
+    check_files(settings)
     check_extraction(settings, data)
     device = resolve_device(settings["client"]["device"])
     loaded = load_model_of(settings, device)

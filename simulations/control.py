@@ -1,6 +1,6 @@
 """Settings to a controller that looks at the devices: what there is to decide, measured before round 1."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,26 @@ from fedpeat.control import (
     Curves,
     GreedyControl,
     Menu,
-    Objective,
     Pair,
     Policy,
     Problem,
     RandomControl,
     SabppoControl,
+    packaged_policy,
     read_fit,
     read_policy,
 )
-from fedpeat.core import ConfigError, DevicePlan, RoundPlan, nearest
+from fedpeat.core import ConfigError, DevicePlan, RoundPlan
 from fedpeat.data import FederatedData
-from fedpeat.devices import Fleet
+from fedpeat.devices import MBIT, Fleet, distance_km, path_loss_db
 from fedpeat.peft import Tuned
+from simulations.control_settings import FIXED, GREEDY, NO_DEVICES, RANDOM, SABPPO, kind_of, objective_of
 from simulations.devices import work_of
 from simulations.federation import Controller, Federation, Observer, strategy_for
 from simulations.ladder import MIB
 from strategies import start
 
 Settings = Mapping[str, Any]
-FIXED, RANDOM, CAPABILITY, GREEDY, SABPPO = "fixed", "random", "capability", "greedy", "sabppo"
-KINDS = (FIXED, RANDOM, CAPABILITY, GREEDY, SABPPO)
-OWN = ("local_steps", "kept_blocks", "emulator", "memory_mib", "rank")
-"""What `control=fixed` gives single clients, which another controller decides."""
 
 
 def with_controller(
@@ -58,11 +55,11 @@ def with_controller(
     Raises:
         ConfigError: If something does not go with it.
     """
-    kind = settings["control"].get("kind", FIXED)
-    if kind == FIXED:
+    if kind_of(settings) == FIXED:
         return federation
-    check_controller(settings, federation)
     menu = menu_of(settings, federation)
+    if len({pair.rank for pair in menu.pairs}) > 1 and settings["strategy"].get("keep_rest") is False:
+        observer.message("small ranks average away what they do not hold: strategy.keep_rest=true keeps it")
     spec, rows = federation.job["spec"], federation.evaluator.rows
     observer.message("measuring what devices need with each emulator and rank")
     work = {pair: work_of(at_rank(*pair), rows, spec) for pair in menu.pairs}
@@ -72,6 +69,20 @@ def with_controller(
     return replace(federation, controller=controller_of(settings, federation, problem))
 
 
+def check_files(settings: Settings) -> None:
+    """Check the files that a run's controller is made of, before a model is loaded.
+
+    Raises:
+        ConfigError: If one is missing, or cannot be used.
+        StorageError: If its policy cannot be read.
+    """
+    control = settings["control"]
+    if kind_of(settings) == SABPPO:
+        policy_of(control["policy"])
+    if kind_of(settings) == GREEDY:
+        read_fit(control["curves"])
+
+
 def fleet_in(federation: Federation) -> Fleet:
     """Return the devices of a federation.
 
@@ -79,36 +90,8 @@ def fleet_in(federation: Federation) -> Fleet:
         ConfigError: If they are not modelled.
     """
     if federation.fleet is None:
-        raise ConfigError(
-            "this control looks at the devices", "devices=none: there is no model of them", "choose devices=mixed"
-        )
+        raise ConfigError(*NO_DEVICES)
     return federation.fleet
-
-
-def check_controller(settings: Settings, federation: Federation) -> None:
-    """Check what goes with a controller that looks at devices.
-
-    Raises:
-        ConfigError: If something does not.
-    """
-    control = settings["control"]
-    asked = f"control={control['kind']}"
-    if control["kind"] not in KINDS:
-        raise ConfigError(asked, "no such controller", nearest(str(control["kind"]), KINDS))
-    fleet_in(federation)
-    for key in OWN:
-        if control[key]:
-            raise ConfigError(f"{asked} does not go with control.{key}", "it decides that itself", "leave it out")
-    others = {
-        "round.over_select": settings["round"]["over_select"],
-        "privacy.kind": settings["privacy"]["kind"],
-        "clients.pool": settings["clients"]["pool"],
-    }
-    for key, value in others.items():
-        if value:
-            raise ConfigError(f"{asked} does not go with {key}={value}", "it decides who takes part", f"leave {key}")
-    if control["kind"] in {GREEDY, SABPPO} and settings["clients"]["per_round"] is not None:
-        raise ConfigError(f"{asked} decides how many take part", "clients.per_round is given", "leave it out")
 
 
 def menu_of(settings: Settings, federation: Federation) -> Menu:
@@ -152,7 +135,7 @@ def problem_of(
         kept: Share of the middle that each emulator keeps, by key; None where there is no middle.
         sent: Tensor payload with each pair, bytes down and up.
     """
-    fleet, clients = fleet_in(federation), tuple(federation.control.clients)
+    fleet, clients, realignment = fleet_in(federation), tuple(federation.control.clients), federation.realignment
     own = [fleet.profiles[client] for client in clients]
     rows = {client.name: client.rows for client in data.clients}
     held = np.array([rows[client] for client in clients], dtype=float)
@@ -172,10 +155,21 @@ def problem_of(
         bytes_up=np.array([up for _, up in sent], dtype=float),
         kept=np.array([1.0 if share is None else share for share in shares]),
         bundle_bytes=np.array([federation.bundle_bytes[key] for key in menu.emulators], dtype=float),
-        # Not known before the first re-alignment: what is sent of it is small beside a bundle.
-        refresh_bytes=np.zeros(len(menu.emulators)),
+        # One emulator alone is re-aligned; where there are several, the menu has no refresh.
+        refresh_bytes=np.full(len(menu.emulators), realignment.payload_bytes if realignment else 0, dtype=float),
         radio=fleet.radio,
+        deadline_seconds=fleet.deadline_seconds,
+        links=mean_links(fleet, clients),
     )
+
+
+def mean_links(fleet: Fleet, clients: Sequence[str]) -> np.ndarray:
+    """Return what the links are like before they fade: gains, `(clients, 1)`, or rates, bit/s, `(clients, 2)`."""
+    if fleet.radio is None:
+        own = [fleet.profiles[client] for client in clients]
+        return np.array([(MBIT * one.downlink_mbit, MBIT * one.uplink_mbit) for one in own], dtype=float)
+    away = [distance_km(fleet.radio, client, seed=fleet.seed) for client in clients]
+    return np.array([[10 ** (-path_loss_db(distance) / 10)] for distance in away])
 
 
 def sizes_of_pairs(federation: Federation, menu: Menu, observer: Observer) -> list[tuple[int, int]]:
@@ -196,25 +190,27 @@ def controller_of(settings: Settings, federation: Federation, problem: Problem) 
     """Return the controller of a kind."""
     control, steps = settings["control"], settings["client"]["local_steps"]
     if control["kind"] == GREEDY:
-        return GreedyControl(
-            problem, Objective(**control["objective"]), curves_of(control["curves"], federation), steps
-        )
+        return GreedyControl(problem, objective_of(settings), curves_of(control["curves"], federation), steps)
     if control["kind"] == SABPPO:
-        return SabppoControl(problem, policy_of(control["policy"]), steps)
+        policy = policy_of(control["policy"])
+        return SabppoControl(problem, replace(policy, curves=starting(policy.curves, federation)), steps)
     kind = RandomControl if control["kind"] == RANDOM else CapabilityControl
     return kind(problem, federation.control.per_round, steps, federation.seed)
 
 
 def policy_of(folder: str | None) -> Policy:
-    """Return the policy in a folder.
+    """Return the policy in a folder, or the one that comes with the package.
 
     Raises:
         ConfigError: If none is named, or it cannot be used.
     """
-    if not folder:
+    if folder:
+        return read_policy(Path(folder).expanduser())
+    packaged = packaged_policy()
+    if packaged is None:
         found = "control.policy is not given, and none comes with the package"
         raise ConfigError("control=sabppo needs a policy", found, "train one: fedpeat control train")
-    return read_policy(Path(folder).expanduser())
+    return packaged
 
 
 def curves_of(path: str | None, federation: Federation) -> Curves:
@@ -227,4 +223,9 @@ def curves_of(path: str | None, federation: Federation) -> Curves:
     Raises:
         ConfigError: If the file cannot be read.
     """
-    return read_fit(path).curves.starting_at(federation.zero_shot["full_zero_shot"].loss)
+    return starting(read_fit(path).curves, federation)
+
+
+def starting(curves: Curves, federation: Federation) -> Curves:
+    """Return curves that begin at the loss which the run measures before round 1."""
+    return curves.starting_at(federation.zero_shot["full_zero_shot"].loss)

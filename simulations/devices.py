@@ -12,12 +12,24 @@ from yaml import YAMLError
 from fedpeat.client import TrainingSpec
 from fedpeat.client.needs import needs
 from fedpeat.control import Observation, Problem
-from fedpeat.core import ConfigError, RoundPlan, RoundReport, content_hash, nearest
+from fedpeat.core import ConfigError, RoundPlan, RoundReport, Tensors, content_hash, digest, nearest
 from fedpeat.data import Rows
-from fedpeat.devices import CLOCK, Fleet, Played, Radio, Traffic, Work, assign, profiles_of, read_trace
+from fedpeat.devices import (
+    CLOCK,
+    Fleet,
+    Played,
+    Radio,
+    Traffic,
+    Work,
+    assign,
+    profiles_of,
+    read_trace,
+)
+from fedpeat.devices.ledger import COUNTED
 from fedpeat.peft import Tuned
 from simulations.evaluation import rows_at
 from strategies.flower import RecipeStrategy
+from strategies.traffic import Changes
 
 Settings = Mapping[str, Any]
 LINKS = ("fixed", "radio")
@@ -114,7 +126,10 @@ def check_private(settings: Settings) -> None:
 
 
 class Books:
-    """Who holds which bundle and what the virtual clock shows, as the reports so far tell.
+    """Who holds which bundle and which changes of the emulator, and what the virtual clock shows.
+
+    All follows from the reports. A bundle is held when simulated time says that it came; changes are, when an update
+    did that was made with them: until then they are sent again.
 
     Args:
         fleet: The devices; None without a model of them.
@@ -126,6 +141,7 @@ class Books:
         self.fleet = fleet
         self._bundle_bytes = bundle_bytes
         self._held: set[tuple[str, str]] = set()
+        self._changes: dict[str, str] = {}
         self._clock = 0.0
         for report in reports:
             self._note(report.devices)
@@ -135,13 +151,18 @@ class Books:
         """Return who can be asked in a round; None where nothing is known of that."""
         return None if self.fleet is None else self.fleet.available(clients, round_number)
 
-    def observe(self, problem: Problem, round_number: int, *, realigned: bool) -> Observation:
+    def changes(self, tensors: Tensors) -> Changes:
+        """Return an emulator's changes with who has them."""
+        version = digest(tensors) if tensors else ""
+        return Changes(tensors, version, frozenset(name for name, own in self._changes.items() if own == version))
+
+    def observe(self, problem: Problem, round_number: int, changes: Changes) -> Observation:
         """Return what a controller may know of a round before it.
 
         Args:
             problem: What it decides.
             round_number: Counted from 1.
-            realigned: Whether the emulator was changed since its bundle, so that all must fetch the changes.
+            changes: Of the emulator, as they are before it.
 
         Raises:
             ConfigError: If devices are not modelled.
@@ -159,7 +180,7 @@ class Books:
             down_bits=down,
             up_bits=up,
             holds=np.array(holds, dtype=bool),
-            stale=np.full((len(problem.clients), len(emulators)), realigned),
+            stale=np.repeat([[bool(changes.to(client))] for client in problem.clients], len(emulators), axis=1),
         )
 
     def play(self, plan: RoundPlan, strategy: RecipeStrategy, enough: int | None) -> Played | None:
@@ -191,6 +212,9 @@ class Books:
         counted = strategy.aggregation.clients if strategy.aggregation else {}
         failed = {failure.client: failure.kind for failure in strategy.failures}
         failed |= dict.fromkeys(strategy.surplus, "surplus")
+        asked = [device.client for device in plan.devices]
+        changes = strategy.changes
+        sent = {client: changes.bytes_to(client) if strategy.bytes_down.get(client) else 0 for client in asked}
         devices: dict[str, dict[str, Any]] = {client: {"status": "unavailable"} for client in absent}
         for device in plan.devices:
             client = device.client
@@ -203,6 +227,7 @@ class Books:
                 "local_steps": device.local_steps,
                 "bytes_down": strategy.bytes_down.get(client, 0),
                 "bundle_bytes": self._to_fetch(client, device.emulator),
+                **({"changes": changes.version, "refresh_bytes": sent[client]} if changes.version else {}),
             }
         self._note(devices)
         if played is None:
@@ -212,3 +237,8 @@ class Books:
 
     def _note(self, devices: Mapping[str, Mapping[str, Any]]) -> None:
         self._held |= {(name, facts["emulator"]) for name, facts in devices.items() if facts.get("holds")}
+        for name, facts in devices.items():
+            if facts.get("changes") and facts["status"] == COUNTED:
+                self._changes[name] = facts["changes"]
+            elif facts.get("bytes_down"):  # it was asked in truth, and nobody knows what came of that
+                self._changes.pop(name, None)

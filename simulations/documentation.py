@@ -28,11 +28,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Page:
-    """One config file: what its first comment says, its settings, and the options it chooses for groups."""
+    """One config file: what its first comment says, its settings, its choices for groups, what it goes on."""
 
     heading: tuple[str, ...]
     settings: tuple[Setting, ...]
     choices: dict[str, str] = field(default_factory=dict)
+    inherits: tuple[str, ...] = ()
 
 
 def metrics_page() -> str:
@@ -60,6 +61,7 @@ Source: `fedpeat/core/metrics.py`.
   mean over them, `baselines.whole_model` the whole model's tuning, `baselines.extraction` what one curious client made
   of its bundle, in how many steps.
   `emulator.*` is of the run's own emulator; where devices have several, `emulators.<key>.*` is of each.
+  `control` says what a controller other than `fixed` chose, and what each round came to by its objective.
 - `ledger.parquet`: a row for each client and round, with its bytes, times, memory and energy: [control.md](control.md).
 - `emulator.json`: what builders made and found out, by emulator: which block stands where, what was done to it, scores.
 - `report.html` and `figures/`: the same for people.
@@ -119,7 +121,10 @@ def read_page(path: Path) -> Page:
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"cannot read {path}", "it is not a mapping", "write key: value lines")
     settings = [one for one in _settings(root, text, lines, "") if not _left_out(one)]
-    return Page(heading, tuple(settings), dict(_choices(yaml.safe_load(text).get("defaults", []))))
+    defaults = yaml.safe_load(text).get("defaults", [])
+    plain = (entry for entry in defaults if isinstance(entry, str))
+    inherits = tuple(entry for entry in plain if entry != "_self_" and "/" not in entry)
+    return Page(heading, tuple(settings), dict(_choices(defaults)), inherits)
 
 
 def _left_out(setting: Setting) -> bool:
@@ -183,6 +188,7 @@ def _group_part(group: Path, default: str | None) -> list[str]:
         first = " (the default)" if option == default else ""
         parts.append(f"### `{group.name}={option}`{first}\n")
         parts.append(_paragraphs(page.heading))
+        parts += [f"It has the keys of {_code(f'{group.name}={other}')} too.\n" for other in page.inherits]
         if overlay:
             sets = [f"{name}={value}" for name, value in page.choices.items()]
             sets += [f"{one.key}={one.default}" for one in page.settings]

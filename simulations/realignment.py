@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpeat.client.app import view_of
-from fedpeat.core import ConfigError, GlobalState, Tensors
+from fedpeat.core import ConfigError, GlobalState, Tensors, count_bytes
 from fedpeat.emulators import BuildContext, EmulatorLora, Pace, Realigner, Weights
 from fedpeat.peft import Tuned
 from simulations.unfreezing import Unfreezing
@@ -44,6 +44,11 @@ class Realignment:
         Unfreezing().plug_in(self.full, shared)
         Unfreezing().plug_in(self.emulated, shared)
         return self.realigner(so_far or None, round_number=server_round).tensors
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of the changes, bytes: that of the factors by shape, so it is known before there are any."""
+        return count_bytes(self.realigner.start())
 
     def apply(self, changes: Tensors) -> None:
         """Give the server's emulated model these changes."""

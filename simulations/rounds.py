@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from fedpeat.core import (
-    EMULATOR,
     EngineError,
     Evaluation,
     RoundPlan,
@@ -19,7 +18,6 @@ from fedpeat.core import (
     RunState,
     Tensors,
     count_bytes,
-    with_prefix,
 )
 from fedpeat.server import SERVER, counted_after
 from simulations.devices import Books
@@ -104,7 +102,7 @@ def _rounds(
         plan, control_state = _chosen(federation, report, state, books, there)
         observer.round_started(plan)
         emulator = clock.run("evaluate", partial(_realigned, federation, plan, state))
-        strategy.begin(plan, state.shared, with_prefix(EMULATOR, emulator), state.counted)
+        strategy.begin(plan, state.shared, books.changes(emulator), state.counted)
         played = books.play(plan, strategy, federation.enough)
         clock.run("train", lambda plan=plan: train_round(federation, grid, strategy, plan, stop))
         clock.parts["wire"] += strategy.wire_seconds
@@ -140,7 +138,7 @@ def _chosen(
     controller = federation.controller
     if controller is None:
         return federation.control.choose(report, state.control_state, there)
-    seen = books.observe(controller.problem, state.round + 1, realigned=bool(state.emulator))
+    seen = books.observe(controller.problem, state.round + 1, books.changes(state.emulator))
     return controller.choose(report, state.control_state, seen)
 
 
@@ -159,7 +157,7 @@ def train_round(
     """Send a plan's work out and fold what comes back; the outcome is `strategy.aggregation`."""
     messages = strategy.configure_train(plan.round, ArrayRecord(), ConfigRecord(), grid)
     state = strategy.situation.state
-    window = federation.window_of(sum(map(count_bytes, (state.tensors, state.folds, strategy.also))))
+    window = federation.window_of(sum(map(count_bytes, (state.tensors, state.folds, strategy.changes.tensors))))
     replies = exchange(
         grid, messages, window=window, timeout_seconds=federation.timeout_seconds, stop=stop, enough=federation.enough
     )

@@ -248,6 +248,7 @@ class _Run:
             baselines=self.baselines,
             emulators=self.composed.costs if self.composed else {},
             privacy=self.composed.privacy if self.composed else None,
+            settings=self.settings,
         )
         if self.composed and self.state and self.settings["export"]:
             self.observer.message("exporting the plugged-in model")

@@ -10,9 +10,9 @@ from fedpeat.control import Objective
 from fedpeat.control.world import Scene
 from fedpeat.core import ConfigError
 from fedpeat.data import FederatedData
-from fedpeat.devices import distance_km, path_loss_db
 from simulations.compose import compose
-from simulations.control import GREEDY, SABPPO, curves_of, fleet_in
+from simulations.control import curves_of, fleet_in
+from simulations.control_settings import GREEDY, SABPPO
 from simulations.corpus import cache_folder, prepare_data
 from simulations.federation import Federation
 from simulations.progress import Progress
@@ -53,15 +53,12 @@ def scene_in(settings: dict[str, Any], federation: Federation) -> Scene:
     if controller is None or fleet.trace:
         found = "no controller looks at devices" if controller is None else "devices.trace is given"
         raise ConfigError("cannot play this run by response curves", found, "leave devices.trace out")
-    clients = controller.problem.clients
-    down, up = (None, None) if fleet.radio else fleet.rates(clients, 1)
-    gains = None
-    if fleet.radio:
-        away = [distance_km(fleet.radio, client, seed=fleet.seed) for client in clients]
-        gains = np.array([10 ** (-path_loss_db(distance) / 10) for distance in away])
+    problem = controller.problem
+    links = problem.links if problem.links is not None else np.zeros((len(problem.clients), 2))
+    gains, down, up = (links[:, 0], None, None) if fleet.radio else (None, links[:, 0], links[:, 1])
     control = settings["control"]
     return Scene(
-        problem=controller.problem,
+        problem=problem,
         objective=Objective(**control["objective"]),
         curves=curves_of(control["curves"], federation),
         gains=gains,
@@ -69,4 +66,5 @@ def scene_in(settings: dict[str, Any], federation: Federation) -> Scene:
         up_bits=up,
         fading=bool(fleet.radio and fleet.radio.rayleigh),
         availability=fleet.availability,
+        dropout=fleet.dropout,
     )

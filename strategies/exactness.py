@@ -28,6 +28,25 @@ def local_factors(state: GlobalState, update: ClientUpdate, pair: LoraPair) -> t
     return b, a
 
 
+def with_rest(
+    state: GlobalState, b: torch.Tensor, a: torch.Tensor, pair: LoraPair
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a client's factors, and behind them the columns and rows of the global ones that it was not given.
+
+    What a small rank has no room for so counts as a client's own, unchanged: it is not averaged with zeros.
+
+    Args:
+        state: What the client started from.
+        b: Its factor, `(out, r)`.
+        a: Its factor, `(r, in)`.
+        pair: The layer.
+    """
+    rank = a.shape[0]
+    return torch.cat([b, state.tensors[pair.b][:, rank:].to(b)], dim=1), torch.cat(
+        [a, state.tensors[pair.a][rank:].to(a)]
+    )
+
+
 def plain_product(pair: LoraPair, tensors: Tensors) -> torch.Tensor:
     """Return `B @ A`, `(out, in)`, fp64, without the scaling."""
     return tensors[pair.b].double() @ tensors[pair.a].double()

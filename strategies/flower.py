@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedpeat.codecs import Codec, none
 from fedpeat.core import (
+    EMULATOR,
     ClientFailure,
     ClientUpdate,
     DevicePlan,
@@ -21,16 +22,16 @@ from fedpeat.core import (
     GlobalState,
     Layout,
     RoundPlan,
-    Tensors,
     UpdateRefused,
     count_bytes,
+    with_prefix,
 )
 from fedpeat.wire import read_failure, read_update, to_arrays, train_message
 from strategies.aggregate import Aggregation, aggregate, seen_by_recipe
 from strategies.limits import Limits
 from strategies.recipe import Recipe
 from strategies.reducers import Situation
-from strategies.traffic import checked, encoded_bytes, tensors_down, tensors_up
+from strategies.traffic import Changes, checked, encoded_bytes, tensors_down, tensors_up
 
 Observer = Callable[[ClientUpdate | ClientFailure], None]
 ServerUpdate = Callable[[RoundPlan, GlobalState, Mapping[str, Any]], ClientUpdate]
@@ -95,7 +96,7 @@ class RecipeStrategy(Strategy):
         self.situation = Situation(0, GlobalState({}), layout or Layout(), population, seed)
         self.plan: RoundPlan | None = None
         self.counted: Mapping[str, Sequence[int]] = {}
-        self.also: Tensors = {}
+        self.changes = Changes()
         self.wire_seconds = 0.0
         self.bytes_down: dict[str, int] = {}
         self.asked = 0
@@ -105,7 +106,7 @@ class RecipeStrategy(Strategy):
         self,
         plan: RoundPlan,
         state: GlobalState,
-        also: Tensors | None = None,
+        changes: Changes | None = None,
         counted: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Set what the next round starts from.
@@ -113,13 +114,13 @@ class RecipeStrategy(Strategy):
         Args:
             plan: Of the round.
             state: Global, before it.
-            also: What goes down to all devices beside what the recipe sends.
+            changes: Of the emulator, which go down beside what the recipe sends.
             counted: The rounds in which a client's update counted, by name: what it keeps goes on from the last.
         """
         self.plan = plan
         self.asked = len(plan.devices)
         self.counted = counted or {}
-        self.also = also or {}
+        self.changes = changes or Changes()
         self.situation = replace(self.situation, round=plan.round, state=state)
         self.failures, self.cut, self.surplus = [], [], []
         self.aggregation = None
@@ -139,10 +140,10 @@ class RecipeStrategy(Strategy):
         found = []
         for device in plan.devices:
             half = self._half(device)
-            alike = (device.rank, *(tuple(half.get(key, ())) for key in ("fixed", "personal")))
+            alike = self._alike(device, half)
             if alike not in down:
                 sent = tensors_down(self.recipe, seen_by_recipe(self.situation), half, device.rank)
-                down[alike] = count_bytes({**sent, **self.also})
+                down[alike] = count_bytes(sent) + self.changes.bytes_to(device.client)
             found.append((down[alike], self._size_up(device, half)))
         return found
 
@@ -168,10 +169,11 @@ class RecipeStrategy(Strategy):
         seen, records = seen_by_recipe(self.situation), {}
         for device in plan.devices:
             half = self._half(device)
-            alike = (device.rank, *(tuple(half.get(key, ())) for key in ("fixed", "personal")))
+            alike = self._alike(device, half)
             if alike not in records:
                 begin = time.perf_counter()
-                down = {**tensors_down(self.recipe, seen, half, device.rank), **self.also}
+                changes = with_prefix(EMULATOR, self.changes.to(device.client))
+                down = {**tensors_down(self.recipe, seen, half, device.rank), **changes}
                 records[alike] = (to_arrays(down), count_bytes(down))
                 self.wire_seconds += time.perf_counter() - begin
             record, size = records[alike]
@@ -179,6 +181,11 @@ class RecipeStrategy(Strategy):
             yield train_message(
                 self._job(device, facts), record, node=self.node_of(device.client), ttl_seconds=self.timeout_seconds
             )
+
+    def _alike(self, device: DevicePlan, half: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return what a device's message depends on: those for which it is equal get the same tensors."""
+        parts = (tuple(half.get(key, ())) for key in ("fixed", "personal"))
+        return device.rank, device.client in self.changes.held_by, *parts
 
     def _plan(self, server_round: int) -> RoundPlan:
         if self.plan is None or self.plan.round != server_round:
@@ -191,6 +198,7 @@ class RecipeStrategy(Strategy):
             "codec": dict(self.codec.description),
             "extras": self._half(device),
             "counted": list(self.counted.get(device.client, ())),
+            "changes": self.changes.version,
         }
         return {**self.job, **facts, **asdict(device), **own, **self.job_of(device)}
 

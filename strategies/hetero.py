@@ -1,11 +1,12 @@
 """HetLoRA: LoRA factors of different ranks, padded with zeros and weighted by how much they hold."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from fedpeat.core import ClientUpdate, LoraPair, Tensors
-from strategies.exactness import local_factors
+from strategies.exactness import local_factors, with_rest
 from strategies.lora import checked
 from strategies.recipe import Facts, Recipe, every_round, in_range
 from strategies.reducers import Reducer, Situation, Step, WeightedSum
@@ -40,12 +41,14 @@ class _Sums:
         others: Changes of the tensors in no LoRA layer, by the clients' weights.
         factors: The clients' factors, by the norms of their products; while all norms are 0, by the clients' weights.
         blank: Whether all norms are 0 so far.
+        keep_rest: Whether factors are filled up with the global ones instead of zeros.
     """
 
     situation: Situation
     others: WeightedSum = field(default_factory=WeightedSum)
     factors: WeightedSum = field(default_factory=WeightedSum)
     blank: bool = True
+    keep_rest: bool = False
 
 
 def _add(sums: _Sums, update: ClientUpdate) -> _Sums:
@@ -56,6 +59,8 @@ def _add(sums: _Sums, update: ClientUpdate) -> _Sums:
     for pair in layout.pairs:
         b, a = local_factors(sums.situation.state, update, pair)
         squares += (pair.scaling * product_norm(b, a)) ** 2
+        if sums.keep_rest:
+            b, a = with_rest(sums.situation.state, b, a, pair)
         factors |= padded({pair.a: a, pair.b: b}, pair, layout.rank)
     weight = squares**0.5 if update.weight else 0.0
     if weight and sums.blank:
@@ -70,7 +75,9 @@ def _finish(sums: _Sums) -> Step:
     return Step(step | {name: mean - state[name] for name, mean in sums.factors.mean().items()})
 
 
-def het_lora(*, tail_weight: float = 0.005, tail_share: float = 0.99, weight_by: str = "tokens") -> Recipe:
+def het_lora(
+    *, tail_weight: float = 0.005, tail_share: float = 0.99, keep_rest: bool = False, weight_by: str = "tokens"
+) -> Recipe:
     """Return HetLoRA: pad the clients' factors to one rank, average them by the norms of their products.
 
     `A <- sum_k q_k A_k` and `B <- sum_k q_k B_k` with zeros where a client's rank ends and `q_k` in proportion to
@@ -80,6 +87,8 @@ def het_lora(*, tail_weight: float = 0.005, tail_share: float = 0.99, weight_by:
     Args:
         tail_weight: lambda, how much the loss gains; 0 leaves it as it is.
         tail_share: gamma, where the tail begins, 0 to 1.
+        keep_rest: Whether a smaller rank's factors are filled up with the rows and columns of the global ones that the
+            client was not given, so that they stay as they are; else with zeros, as in the paper.
         weight_by: `tokens`, `rows` or `equal`; only for what is in no LoRA layer, and where all products are zero.
 
     Raises:
@@ -89,7 +98,7 @@ def het_lora(*, tail_weight: float = 0.005, tail_share: float = 0.99, weight_by:
     Departures: clients do not prune their own ranks, which are the plan's; the penalty stays. The norm is that of all
         layers' products taken as one vector. Where all products are zero (B before any training), the clients' weights
         stand in for the norms; a client of weight 0 never counts. A head in no LoRA layer is averaged by weight. The
-        defaults of lambda and gamma are ours.
+        defaults of lambda and gamma are ours, and so is `keep_rest`.
     """
     in_range("het_lora", "tail_weight", tail_weight, 0)
     in_range("het_lora", "tail_share", tail_share, 0, 1)
@@ -102,5 +111,5 @@ def het_lora(*, tail_weight: float = 0.005, tail_share: float = 0.99, weight_by:
         note="Directions that only clients of high rank hold shrink by the others' zeros.",
     )
     half = every_round(tail_penalty=[tail_weight, tail_share]) if tail_weight else every_round()
-    reduce = checked("het_lora", Reducer(_Sums, _add, _finish))
+    reduce = checked("het_lora", Reducer(partial(_Sums, keep_rest=keep_rest), _add, _finish))
     return Recipe("het_lora", reduce, weight_by=weight_by, client=half, mixes_ranks=True, facts=facts)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from fedpeat.core import ClientUpdate, LoraPair, Tensors
-from strategies.exactness import local_factors
+from strategies.exactness import local_factors, with_rest
 from strategies.lora import checked
 from strategies.recipe import Facts, Recipe, every_round, in_range
 from strategies.reducers import Reducer, Situation, Step, WeightedSum
@@ -161,8 +161,13 @@ class Collected:
     others: WeightedSum = field(default_factory=WeightedSum)
 
 
-def _product_mean(strategy: str, cut: Callable[[Decomposition], Decomposition] = lambda found: found) -> Reducer:
-    """Return a reducer that replaces the factors by the decomposed mean of the products, after a cut."""
+def _product_mean(
+    strategy: str, cut: Callable[[Decomposition], Decomposition] = lambda found: found, *, keep_rest: bool = False
+) -> Reducer:
+    """Return a reducer that replaces the factors by the decomposed mean of the products, after a cut.
+
+    With `keep_rest`, what the global product holds beside a client's rank counts to that client's product.
+    """
 
     def start(situation: Situation) -> Collected:
         return Collected(situation, {pair.module: ProductSum() for pair in situation.layout.pairs})
@@ -172,6 +177,8 @@ def _product_mean(strategy: str, cut: Callable[[Decomposition], Decomposition] =
         collected.others.add(only(layout.others, update.delta), update.weight)
         for pair in layout.pairs:
             b, a = local_factors(collected.situation.state, update, pair)
+            if keep_rest:
+                b, a = with_rest(collected.situation.state, b, a, pair)
             collected.products[pair.module].add(b.float(), a.float(), update.weight)
         return collected
 
@@ -186,7 +193,7 @@ def _product_mean(strategy: str, cut: Callable[[Decomposition], Decomposition] =
     return checked(strategy, Reducer(start, add, finish))
 
 
-def flex_lora(*, weight_by: str = "tokens") -> Recipe:
+def flex_lora(*, keep_rest: bool = False, weight_by: str = "tokens") -> Recipe:
     """Return FlexLoRA: average the products, and give each client as much of the average as its rank holds.
 
     `W = sum_k p_k s B_k A_k = U S V^T`; the global factors are `B = U S / s` and `A = V^T`, cut to the run's rank.
@@ -194,13 +201,16 @@ def flex_lora(*, weight_by: str = "tokens") -> Recipe:
     (Eckart and Young).
 
     Args:
+        keep_rest: Whether what a client of smaller rank was not given stays: its product is taken to be
+            `B_k A_k + B[:, r_k:] A[r_k:]`, so that a round of small ranks alone loses nothing of the global product.
+            Else, as in the paper, that is averaged away with the client's share.
         weight_by: `tokens`, `rows` or `equal`.
 
     Source: Bai et al. 2024, arXiv 2402.11505, section 3.2.
     Departures: `p_k` counts tokens trained on, not rows held (`weight_by=rows` gives the paper's). `W` is decomposed by
         its factors, with the same result. The scaling `s` is the same at each rank; the published code has `16 / r_k`.
         Where `W` has a lower rank than the run, the columns of B left over are zeros and the rows of A orthonormal to
-        the others. A head in no LoRA layer is averaged.
+        the others. A head in no LoRA layer is averaged. `keep_rest` is ours.
     """
     facts = Facts(
         "lora",
@@ -210,16 +220,18 @@ def flex_lora(*, weight_by: str = "tokens") -> Recipe:
         rebases=True,
         note="The server's time grows with the square of the clients' summed ranks.",
     )
-    return Recipe("flex_lora", _product_mean("flex_lora"), weight_by=weight_by, mixes_ranks=True, facts=facts)
+    reduce = _product_mean("flex_lora", keep_rest=keep_rest)
+    return Recipe("flex_lora", reduce, weight_by=weight_by, mixes_ranks=True, facts=facts)
 
 
-def florist(*, energy: float = 0.99, weight_by: str = "tokens") -> Recipe:
+def florist(*, energy: float = 0.99, keep_rest: bool = False, weight_by: str = "tokens") -> Recipe:
     """Return FLoRIST: as FlexLoRA, but only with as many singular values as hold most of the energy.
 
     The smallest `p` with `sum_(i <= p) S_i^2 >= energy * sum_i S_i^2`; then `B = U_p S_p / s` and `A = V_p^T`.
 
     Args:
         energy: tau, the share of the squared singular values to keep, above 0; 1 keeps all that the run's rank holds.
+        keep_rest: As with `flex_lora`.
         weight_by: `tokens`, `rows` or `equal`.
 
     Raises:
@@ -249,7 +261,7 @@ def florist(*, energy: float = 0.99, weight_by: str = "tokens") -> Recipe:
         rebases=True,
         note="Saves no bytes here: factors travel at the run's rank, whatever the energy keeps.",
     )
-    reduce = _product_mean("florist", cut)
+    reduce = _product_mean("florist", cut, keep_rest=keep_rest)
     return Recipe("florist", reduce, weight_by=weight_by, mixes_ranks=True, facts=facts)
 
 

@@ -1,7 +1,7 @@
 """What a recipe has travel in a round, both ways, and whether what came is that."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,29 @@ from fedpeat.core import (
 )
 from strategies.recipe import Recipe
 from strategies.reducers import Situation
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What was changed of the emulator since its bundle: sent to a device once, which keeps it.
+
+    Attributes:
+        tensors: By name; empty for an emulator as it is in the bundle.
+        version: Their hash; empty for none.
+        held_by: Clients that have this version.
+    """
+
+    tensors: Tensors = field(default_factory=dict)
+    version: str = ""
+    held_by: frozenset[str] = frozenset()
+
+    def to(self, client: str) -> Tensors:
+        """Return what has to be sent to a client."""
+        return {} if client in self.held_by else self.tensors
+
+    def bytes_to(self, client: str) -> int:
+        """Return how much that is, bytes."""
+        return count_bytes(self.to(client))
 
 
 def tensors_down(recipe: Recipe, situation: Situation, half: Mapping[str, Any], rank: int | None) -> Tensors:

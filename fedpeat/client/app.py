@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeat.bundles import build_emulated, open_bundle
 from fedpeat.client.attack import attacked, poisoned
+from fedpeat.client.changes import changes_for
 from fedpeat.client.site import answer, place, without_paths
 from fedpeat.client.spec import TrainingSpec
 from fedpeat.client.store import Store
@@ -161,9 +162,10 @@ def _run(job: dict[str, Any], arrays: Tensors) -> ClientUpdate:
     client = job["client"]
     tuned = tuned_model(job)
     tuned.fold(without_prefix(FOLD, arrays))
-    _realign(tuned, without_prefix(EMULATOR, arrays))
+    store, counted = Store(job["state_folder"], client, job["round"], job.get("counted")), job.get("counted") or ()
+    version, sent = job.get("changes", ""), without_prefix(EMULATOR, arrays)
+    _realign(tuned, changes_for(store, version, sent, server_round=job["round"], rounds=len(counted)))
     rows = poisoned(open_rows(Path(job["data"]), client, "train"), job, client)
-    store = Store(job["state_folder"], client, job["round"], job.get("counted"))
     task = Task(client, job["local_steps"], job["start_step"], job["total_steps"], job["seed"], job["extras"])
     result = work(
         tuned,

@@ -20,7 +20,7 @@ from fedpeat.control.objective import (
     quality_term,
     time_term,
 )
-from fedpeat.control.policy import Policy, SabppoControl, read_policy, write_policy
+from fedpeat.control.policy import Policy, SabppoControl, packaged_policy, read_policy, write_policy
 from fedpeat.control.problem import Observation, Problem
 from fedpeat.control.rules import CapabilityControl, RandomControl
 from fedpeat.control.surrogate import Curves, next_loss
@@ -44,6 +44,7 @@ __all__ = [
     "cost",
     "energy_term",
     "next_loss",
+    "packaged_policy",
     "price",
     "quality_term",
     "read_fit",

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fedpeat.control.objective import Objective, cost, price
+from fedpeat.control.objective import Objective
+from fedpeat.control.outcome import Situation, foretold, worth
 from fedpeat.control.plans import loss_in, masked_pairs, round_plan
 from fedpeat.control.problem import Observation, Problem
 from fedpeat.control.rules import capable
-from fedpeat.control.surrogate import Curves, next_loss
+from fedpeat.control.surrogate import Curves
 from fedpeat.core import RoundPlan, RoundReport
 
 EXACT_BELOW = 100_000
@@ -58,9 +59,8 @@ class GreedyControl:
         loss = float(state["loss"]) if measured is None or not math.isfinite(measured) else measured
         levels, refresh = best(self.problem, self.objective, self.curves, seen, (loss, age), self.nominal_steps)
         plan, step = round_plan(self.problem, seen, levels, refresh, state, self.nominal_steps)
-        age = 0 if refresh else age
-        foretold = float(next_loss(self.problem, self.curves, loss, age, levels))
-        return plan, {"global_step": step, "loss": foretold, "age": age + 1}
+        _, after = foretold(self.problem, self.curves, seen, (levels, np.array(refresh)), Situation(loss, age))
+        return plan, {"global_step": step, "loss": float(after), "age": 1 if refresh else age + 1}
 
 
 def best(
@@ -81,21 +81,19 @@ def best(
         situation: Loss before it, nats a token, and rounds since the emulator was re-aligned.
         nominal_steps: The run's own local steps.
     """
-    loss, age = situation
 
-    def worth(levels: np.ndarray, refresh: np.ndarray) -> np.ndarray:
-        after = next_loss(problem, curves, loss, np.where(refresh > 0, 0, age), levels)
-        return cost(objective, price(problem, seen, levels, refresh), loss, after)
+    def costs(levels: np.ndarray, refresh: np.ndarray) -> np.ndarray:
+        return worth(problem, objective, curves, seen, (levels, refresh), Situation(*situation))
 
     options = [problem.menu.options((1 + np.flatnonzero(can)).tolist()) for can in masked_pairs(problem, seen)]
     joint = math.prod(map(len, options)) * (1 + problem.menu.refresh)
     if joint < EXACT_BELOW:
-        return _least((worth(*choices), *choices) for choices in all_choices(options, problem.menu.refresh))
+        return _least((costs(*choices), *choices) for choices in all_choices(options, problem.menu.refresh))
     nobody = np.zeros((len(options), 3), dtype=int)
     largest = capable(problem, seen, nominal_steps)
     starts = [(first, flag) for first in (nobody, largest) for flag in range(1 + problem.menu.refresh)]
-    ends = [(_ascend(worth, options, first, flag), flag) for first, flag in starts]
-    return _least((worth(levels[None], np.array([flag])), levels[None], np.array([flag])) for levels, flag in ends)
+    ends = [(_ascend(costs, options, first, flag), flag) for first, flag in starts]
+    return _least((costs(levels[None], np.array([flag])), levels[None], np.array([flag])) for levels, flag in ends)
 
 
 def all_choices(options: list[np.ndarray], refresh: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:

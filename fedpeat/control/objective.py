@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from fedpeat.control.menu import OUT, PAIR, SHARE, STEPS
 from fedpeat.control.problem import Observation, Problem
 from fedpeat.core import ConfigError, nearest
-from fedpeat.devices import Demand, Supply, round_costs, shannon_bits
+from fedpeat.devices import Demand, Supply, device_ends, round_costs, round_seconds, shannon_bits, spent_until
 
 QUALITIES = ("every", "change")
 
@@ -18,16 +19,21 @@ class Price(NamedTuple):
     """What a round takes.
 
     Attributes:
-        seconds: Until the latest device is done, s, `(...)`; 0 if nobody takes part.
+        seconds: Until the latest device is done or gone, or to the deadline, s, `(...)`. If nobody takes part: to the
+            deadline, or 0 without one.
         bytes: All that crosses the network, bytes, `(...)`.
         joules: Of all devices, J, `(...)`.
-        device_seconds: Of each device, s, `(..., devices)`; 0 of those that stay out.
+        device_seconds: Of each device, if it stayed to the end, s, `(..., devices)`; 0 of those that stay out.
+        counts: Whose work counts, `(..., devices)`.
+        fetched: Who has its bundle after the round, of those that take part, `(..., devices)`.
     """
 
     seconds: np.ndarray
     bytes: np.ndarray
     joules: np.ndarray
     device_seconds: np.ndarray
+    counts: np.ndarray
+    fetched: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,11 @@ def rates(problem: Problem, seen: Observation, weights: np.ndarray) -> tuple[np.
         return np.broadcast_to(seen.down_bits, shape), np.broadcast_to(seen.up_bits, shape)
     total = weights.sum(-1, keepdims=True)
     shares = weights / np.where(total > 0, total, 1.0)
-    noise = radio.noise_watt_hz
-    down = shannon_bits(shares * radio.bandwidth_down_hz, shares * radio.station_watt, seen.gains, noise)
-    up = shannon_bits(shares * radio.bandwidth_up_hz, problem.watt[:, 3], seen.gains, noise)
+    # Both ways at once: for few devices, what counts is how many operations there are.
+    bands, powers = np.empty((2, *shares.shape)), np.empty((2, *shares.shape))
+    bands[0], bands[1] = shares * radio.bandwidth_down_hz, shares * radio.bandwidth_up_hz
+    powers[0], powers[1] = shares * radio.station_watt, problem.watt[:, 3]
+    down, up = shannon_bits(bands, powers, seen.gains, radio.noise_watt_hz)
     return (
         np.where(np.isnan(seen.down_bits), down, seen.down_bits),
         np.where(np.isnan(seen.up_bits), up, seen.up_bits),
@@ -135,41 +143,74 @@ def to_fetch(problem: Problem, seen: Observation, emulator: np.ndarray, refresh:
     Args:
         problem: The run.
         seen: Of the round.
-        emulator: Place of each device's emulator, `(..., devices)`.
+        emulator: Place of each device's emulator, `(..., devices)`; -1 for those that stay out, which fetch nothing.
         refresh: Whether it is re-aligned before this round, `(...)`.
     """
-    shape = (*emulator.shape, problem.kept.shape[0])
-    place = emulator[..., None]
-    holds = np.take_along_axis(np.broadcast_to(seen.holds, shape), place, -1)[..., 0]
-    stale = np.take_along_axis(np.broadcast_to(seen.stale, shape), place, -1)[..., 0]
-    renewed = np.where(stale | (np.asarray(refresh) > 0)[..., None], problem.refresh_bytes[emulator], 0.0)
-    return np.where(holds, renewed, problem.bundle_bytes[emulator] + renewed)
+    old = seen.stale | (np.asarray(refresh) > 0)[..., None, None]
+    amount = np.where(seen.holds, 0.0, problem.bundle_bytes) + np.where(old, problem.refresh_bytes, 0.0)
+    # By comparing, not by an index: several times as fast for a few emulators.
+    return np.where(emulator[..., None] == np.arange(len(problem.kept)), amount, 0.0).sum(-1)
 
 
-def price(problem: Problem, seen: Observation, levels: np.ndarray, refresh: np.ndarray) -> Price:
-    """Return what a round takes, if everybody stays to the end.
+class _Levels(NamedTuple):
+    """What a level of the first branch stands for, with 0 for staying out; a place a level, first pairs."""
+
+    bytes_down: np.ndarray
+    bytes_up: np.ndarray
+    emulator: np.ndarray
+    flops: np.ndarray
+    weights: np.ndarray
+
+
+@lru_cache(maxsize=8)
+def _of_levels(problem: Problem) -> _Levels:
+    into = np.arange(1 + len(problem.menu.pairs))[:, None] != OUT
+    return _Levels(
+        np.concatenate([[0.0], problem.bytes_down]),
+        np.concatenate([[0.0], problem.bytes_up]),
+        np.concatenate([[-1], problem.emulator_of]),
+        into * np.concatenate([[0.0], problem.step_flops])[:, None] * np.array(problem.menu.steps),
+        into * np.array(problem.menu.shares),
+    )
+
+
+def price(
+    problem: Problem, seen: Observation, levels: np.ndarray, refresh: np.ndarray, leaves: np.ndarray | None = None
+) -> Price:
+    """Return what a round takes.
+
+    As on the ledger, a device whose work does not count is not sent the travelling tensors; what it has to fetch of the
+    emulator first is counted.
 
     Args:
         problem: The run.
         seen: Of the round.
         levels: Of each device's branches, `(..., devices, 3)`.
         refresh: Whether the emulator is re-aligned before it, `(...)`.
+        leaves: After which share of its own time each device is gone, infinite for those that stay, `(..., devices)`;
+            None if everybody stays to the end.
     """
-    menu = problem.menu
-    into = levels[..., PAIR] != OUT
-    pair = np.maximum(levels[..., PAIR] - 1, 0)
-    steps = np.array(menu.steps)[levels[..., STEPS]]
-    weights = np.where(into, np.array(menu.shares)[levels[..., SHARE]] * problem.band_weights, 0.0)
+    chosen, of_levels = levels[..., PAIR], _of_levels(problem)
+    into = chosen != OUT
+    weights = of_levels.weights[chosen, levels[..., SHARE]] * problem.band_weights
     down, up = rates(problem, seen, weights)
-    bundle = to_fetch(problem, seen, problem.emulator_of[pair], refresh)
-    demand = Demand(
-        np.where(into, problem.bytes_down[pair], 0.0),
-        np.where(into, problem.bytes_up[pair], 0.0),
-        np.where(into, bundle, 0.0),
-        np.where(into, steps * problem.step_flops[pair], 0.0),
-    )
+    bundle = to_fetch(problem, seen, of_levels.emulator[chosen], refresh)
+    flops = of_levels.flops[chosen, levels[..., STEPS]]
+    demand = Demand(of_levels.bytes_down[chosen], of_levels.bytes_up[chosen], bundle, flops)
     receives, computes, sends = (problem.watt[:, place] for place in range(3))
-    costs = round_costs(demand, Supply(problem.flops, down, up, computes, sends, receives))
-    sent = np.asarray(demand.bytes_down) + np.asarray(demand.bytes_up) + np.asarray(demand.bundle_bytes)
+    supply = Supply(problem.flops, down, up, computes, sends, receives)
+    costs = round_costs(demand, supply)
     took = costs.total_seconds
-    return Price(took.max(-1, initial=0.0), sent.sum(-1), costs.joules.sum(-1), took)
+    if leaves is None and problem.deadline_seconds is None:
+        sent = np.asarray(demand.bytes_down) + np.asarray(demand.bytes_up) + np.asarray(demand.bundle_bytes)
+        return Price(took.max(-1, initial=0.0), sent.sum(-1), costs.joules.sum(-1), took, into, into)
+    stays = np.ones_like(into) if leaves is None else np.isinf(leaves)
+    gone = np.where(stays, np.inf, np.where(stays, 1.0, 1.0 if leaves is None else leaves) * took)
+    ends, counts = device_ends(took, gone, problem.deadline_seconds)
+    lasts = round_seconds(ends, problem.deadline_seconds)
+    lasts = np.where(into.any(-1), lasts, problem.deadline_seconds or 0.0)
+    until = np.minimum(ends, lasts[..., None])
+    counts = counts & into
+    sent = np.where(counts, np.asarray(demand.bytes_down) + np.asarray(demand.bytes_up), 0.0) + demand.bundle_bytes
+    joules = spent_until(costs, supply, until).sum(-1)
+    return Price(lasts, sent.sum(-1), joules, took, counts, into & (costs.down_seconds <= until))

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from fedpeat.control.menu import Menu
-from fedpeat.core import ConfigError, content_hash
+from fedpeat.core import ConfigError
 from fedpeat.devices import Radio
 
 _OF_DEVICES = ("flops", "memory_bytes", "watt", "data_share")
@@ -35,6 +34,9 @@ class Problem:
         bundle_bytes: Of each emulator's bundle, bytes, `(emulators,)`.
         refresh_bytes: What a device fetches of each emulator after it was re-aligned, bytes, `(emulators,)`.
         radio: The cell whose bands are shared; None for links of fixed rates.
+        deadline_seconds: When the server stops waiting in a round, s; None for never.
+        links: What each device's link is like before it fades: in a cell the share of radiated power that arrives,
+            `(devices, 1)`, else the rates down and up, bit/s, `(devices, 2)`; None where that is not known.
     """
 
     clients: tuple[str, ...]
@@ -52,6 +54,8 @@ class Problem:
     bundle_bytes: np.ndarray
     refresh_bytes: np.ndarray
     radio: Radio | None = None
+    deadline_seconds: float | None = None
+    links: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check shapes.
@@ -91,19 +95,6 @@ class Problem:
         own = self.radio.weights if self.radio else {}
         return np.array([own.get(client, 1.0) for client in self.clients], dtype=float)
 
-    @property
-    def signature(self) -> str:
-        """Hash of what a policy is made for: how many devices, and the levels they choose from."""
-        return content_hash([len(self.clients), self._menu(), self.radio is not None])
-
-    def _menu(self) -> dict[str, Any]:
-        return {
-            "pairs": [list(pair) for pair in self.menu.pairs],
-            "steps": list(self.menu.steps),
-            "shares": list(self.menu.shares),
-            "refresh": self.menu.refresh,
-        }
-
 
 @dataclass(frozen=True, eq=False)
 class Observation:
@@ -116,7 +107,7 @@ class Observation:
         down_bits: Rates down that do not depend on the plan, bit/s; NaN where the radio link decides, `(..., devices)`.
         up_bits: Rates up, likewise.
         holds: Whether a device holds an emulator's bundle, `(..., devices, emulators)`.
-        stale: Whether it held it before the emulator was re-aligned last, `(..., devices, emulators)`.
+        stale: Whether it lacks what was re-aligned of it since its bundle, or has older changes, likewise.
     """
 
     round: int

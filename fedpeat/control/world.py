@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpeat.control.menu import OUT, PAIR
-from fedpeat.control.objective import Objective, Price, cost, price
+from fedpeat.control.objective import Objective, Price, cost
+from fedpeat.control.outcome import Situation, foretold
 from fedpeat.control.plans import levels_of
 from fedpeat.control.problem import Observation, Problem
-from fedpeat.control.surrogate import Curves, next_loss
+from fedpeat.control.surrogate import Curves
 from fedpeat.core import ConfigError, Evaluation, RoundReport
 
 
@@ -27,6 +28,8 @@ class Scene:
         up_bits: Fixed rates up, likewise.
         fading: Whether the channel fades from round to round (Rayleigh).
         availability: Probability with which a device can be asked in a round.
+        dropout: Probability with which a device that was asked is gone before it is done, at a uniform share of its own
+            time.
     """
 
     problem: Problem
@@ -37,6 +40,7 @@ class Scene:
     up_bits: np.ndarray | None = None
     fading: bool = True
     availability: float = 1.0
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Check that there are links.
@@ -52,7 +56,7 @@ class Scene:
     @property
     def deterministic(self) -> bool:
         """Whether nothing is left to chance."""
-        return self.availability >= 1 and not (self.problem.radio and self.fading)
+        return self.availability >= 1 and self.dropout <= 0 and not (self.problem.radio and self.fading)
 
 
 class Step(NamedTuple):
@@ -81,7 +85,7 @@ class World:
         loss: Before it, nats a token, `(worlds,)`.
         age: Rounds since the emulator was re-aligned, `(worlds,)`.
         holds: Whether a device holds an emulator's bundle, `(worlds, devices, emulators)`.
-        stale: Whether that was before the last re-alignment, likewise.
+        stale: Whether the device lacks what was re-aligned of it, likewise.
     """
 
     scene: Scene
@@ -90,8 +94,10 @@ class World:
     age: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     holds: np.ndarray = field(default_factory=lambda: np.zeros(0))
     stale: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    _fading: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    _gains: np.ndarray = field(default_factory=lambda: np.zeros(0))
     _there: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    _leaves: np.ndarray | None = None
+    _rates: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
 
     def start(self, seeds: Sequence[int]) -> None:
         """Begin anew, one federation a seed: all chances of a federation follow from its own."""
@@ -102,27 +108,32 @@ class World:
         self.holds = np.zeros((count, devices, emulators), dtype=bool)
         self.stale = np.zeros_like(self.holds)
         # One more than is played: what is seen after the last round has the same shape as before.
-        self._fading = np.ones((count, problem.rounds + 1, devices))
-        self._there = np.ones(self._fading.shape, dtype=bool)
+        self._gains = np.ones((count, problem.rounds + 1, devices))
+        self._gains *= 1.0 if self.scene.gains is None else self.scene.gains
+        self._there = np.ones(self._gains.shape, dtype=bool)
+        self._leaves = np.full(self._gains.shape, np.inf) if self.scene.dropout > 0 else None
+        down, up, unknown = self.scene.down_bits, self.scene.up_bits, np.full(devices, np.nan)
+        self._rates = (unknown, unknown) if problem.radio or down is None or up is None else (down, up)
         if self.scene.deterministic:
             return
         for place, seed in enumerate(seeds):
             draw = np.random.default_rng(seed)
             self._there[place] = draw.random(self._there.shape[1:]) < self.scene.availability
             if problem.radio and self.scene.fading:
-                self._fading[place] = draw.exponential(size=self._there.shape[1:])
+                self._gains[place] *= draw.exponential(size=self._there.shape[1:])
+            if self._leaves is not None:
+                chance = 1 - draw.random(self._there.shape[1:])  # above 0: of a dead link's time, that is no number
+                self._leaves[place] = np.where(chance < self.scene.dropout, chance / self.scene.dropout, np.inf)
 
     def seen(self) -> Observation:
         """Return what is known of the coming round; all arrays begin with `worlds`."""
-        scene, place = self.scene, self.round - 1
-        devices = len(scene.problem.clients)
-        unknown = np.full(devices, np.nan)
+        place = self.round - 1
         return Observation(
             round=self.round,
             available=self._there[:, place],
-            gains=self._fading[:, place] * (1.0 if scene.gains is None else scene.gains),
-            down_bits=unknown if scene.problem.radio or scene.down_bits is None else scene.down_bits,
-            up_bits=unknown if scene.problem.radio or scene.up_bits is None else scene.up_bits,
+            gains=self._gains[:, place],
+            down_bits=self._rates[0],
+            up_bits=self._rates[1],
             holds=self.holds,
             stale=self.stale,
         )
@@ -146,19 +157,18 @@ class World:
         pair = np.maximum(levels[..., PAIR] - 1, 0)
         able = seen.available & problem.fits[np.arange(len(problem.clients)), pair]
         levels = np.where(able[..., None], levels, OUT)
-        before, age = self.loss, np.where(refresh > 0, 0, self.age)
-        took = price(problem, seen, levels, refresh)
-        self.loss = next_loss(problem, scene.curves, before, age, levels)
-        self._fetch(levels, problem.emulator_of[pair], refresh)
-        self.age, self.round = age + 1, self.round + 1
+        before, now = self.loss, Situation(self.loss, self.age)
+        leaves = None if self._leaves is None else self._leaves[:, self.round - 1]
+        took, self.loss = foretold(problem, scene.curves, seen, (levels, refresh), now, leaves)
+        self._fetch(took.fetched, problem.emulator_of[pair], refresh)
+        self.age, self.round = np.where(refresh > 0, 0, self.age) + 1, self.round + 1
         reward = -cost(scene.objective, took, before, self.loss)
         return Step(reward, took, self.loss, np.full(len(before), self.round > problem.rounds))
 
-    def _fetch(self, levels: np.ndarray, emulator: np.ndarray, refresh: np.ndarray) -> None:
-        """Note who holds what after a round; a re-alignment makes all that is held old, and what is fetched is new."""
-        got = np.zeros_like(self.holds)
-        np.put_along_axis(got, emulator[..., None], (levels[..., PAIR] != OUT)[..., None], -1)
-        self.stale = (self.stale | ((refresh > 0)[:, None, None] & self.holds)) & ~got
+    def _fetch(self, fetched: np.ndarray, emulator: np.ndarray, refresh: np.ndarray) -> None:
+        """Note who holds what after a round: after a re-alignment all lack the changes, until they fetch them."""
+        got = fetched[..., None] & (emulator[..., None] == np.arange(self.holds.shape[-1]))
+        self.stale = (self.stale | (refresh > 0)[:, None, None]) & ~got
         self.holds = self.holds | got
 
 

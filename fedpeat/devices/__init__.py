@@ -8,6 +8,7 @@ To add one more kind of device: a YAML in `conf/devices/profiles/`. To add one m
 """
 
 from fedpeat.devices.channel import (
+    MBIT,
     Radio,
     band_shares,
     distance_km,
@@ -24,6 +25,7 @@ from fedpeat.devices.costs import (
     Costs,
     Demand,
     Supply,
+    device_ends,
     round_costs,
     round_seconds,
     spent_until,
@@ -47,6 +49,7 @@ from fedpeat.devices.trace import Moment, Trace, read_trace
 __all__ = [
     "CLOCK",
     "COLUMNS",
+    "MBIT",
     "BlockShape",
     "Costs",
     "Demand",
@@ -62,6 +65,7 @@ __all__ = [
     "Work",
     "assign",
     "band_shares",
+    "device_ends",
     "distance_km",
     "drops_out_at",
     "equal_shares",

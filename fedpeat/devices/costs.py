@@ -115,15 +115,38 @@ def spent_until(costs: Costs, supply: Supply, ends: Numbers) -> np.ndarray:
     return _joules(down, compute, up, supply)
 
 
-def round_seconds(ends: Numbers, deadline_seconds: float | None = None) -> float:
+def device_ends(
+    total: Numbers, leaves: Numbers, deadline_seconds: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return when devices end, s after the round's start, and whether their work counts.
+
+    A device that leaves before it is done and before the deadline ends there; one that would be done later than the
+    deadline is late, and goes on until it is done. Neither's work counts.
+
+    Args:
+        total: What each would take, s.
+        leaves: When each is gone, s; infinite for those that stay.
+        deadline_seconds: When the server stops waiting; None for never.
+
+    >>> ends, counts = device_ends(np.array([3.0, 8.0, 8.0]), np.array([np.inf, np.inf, 2.0]), 5.0)
+    >>> ends.tolist(), counts.tolist()
+    ([3.0, 8.0, 2.0], [True, False, False])
+    """
+    total, leaves = np.asarray(total, dtype=float), np.asarray(leaves, dtype=float)
+    latest = np.inf if deadline_seconds is None else deadline_seconds
+    gone = leaves < np.minimum(total, latest)
+    return np.where(gone, leaves, total), ~gone & (total <= latest)
+
+
+def round_seconds(ends: Numbers, deadline_seconds: float | None = None) -> np.ndarray:
     """Return how long a round lasts, s: until the last device is done or gone, but no longer than the deadline.
 
     Args:
-        ends: When each device is done, or is gone, s after the round's start, `(devices,)`; may be empty.
+        ends: When each device is done, or is gone, s after the round's start, `(..., devices)`; may be empty.
         deadline_seconds: When the server stops waiting; None for never.
 
-    >>> round_seconds(np.array([3.0, 8.0])), round_seconds(np.array([3.0, 8.0]), 5.0), round_seconds(np.array([]))
-    (8.0, 5.0, 0.0)
+    >>> [float(round_seconds(np.array(ends), 5.0)) for ends in ([3.0, 4.0], [3.0, 8.0], [])]
+    [4.0, 5.0, 0.0]
     """
-    last = float(np.max(ends, initial=0.0))
-    return last if deadline_seconds is None else min(last, deadline_seconds)
+    last = np.max(ends, axis=-1, initial=0.0)
+    return np.asarray(last if deadline_seconds is None else np.minimum(last, deadline_seconds))

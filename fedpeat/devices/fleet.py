@@ -8,7 +8,7 @@ import numpy as np
 
 from fedpeat.core import ClientFailure, ConfigError, DevicePlan, RoundPlan, nearest
 from fedpeat.devices.channel import MBIT, Radio, drops_out_at, gain, is_available, radio_rates
-from fedpeat.devices.costs import MIB, Costs, Demand, Supply, round_costs, round_seconds, spent_until
+from fedpeat.devices.costs import MIB, Costs, Demand, Supply, device_ends, round_costs, round_seconds, spent_until
 from fedpeat.devices.ledger import COUNTED, DROPPED, LATE
 from fedpeat.devices.profile import Profile
 from fedpeat.devices.trace import Trace
@@ -207,7 +207,7 @@ class Fleet:
         lasts = self._enough(ends, failed, enough)
         if lasts is None:
             nobody = self.deadline_seconds if self.deadline_seconds is not None and not plan.devices else 0.0
-            lasts = nobody or round_seconds(ends, self.deadline_seconds)
+            lasts = nobody or float(round_seconds(ends, self.deadline_seconds))
         until = np.minimum(ends, lasts)
         joules = spent_until(costs, supply, until)
         facts = {}
@@ -235,17 +235,18 @@ class Fleet:
     def _end(self, number: int, client: str, costs: Costs, place: int, needed_mib: float) -> tuple[float, str, str]:
         """Return when a device ends, s after the round's start, and of what kind and why its work does not count."""
         total, limit = float(costs.total_seconds[place]), self.profiles[client].memory_mib
-        latest = float("inf") if self.deadline_seconds is None else self.deadline_seconds
         share = drops_out_at(client, number, probability=self.dropout, seed=self.seed)
         gone = float("inf") if share is None else share * total
         out = float(costs.down_seconds[place]) if self.enforce_memory and needed_mib > limit else float("inf")
-        if min(out, gone) < latest and min(out, gone) < total:
-            if out <= gone:
-                return out, MEMORY, f"training takes {needed_mib:.0f} MiB, its device has {limit:.0f}"
-            return gone, DROPPED, f"its device was gone after {gone:.3g} of {total:.3g} s of simulated time"
-        if total > latest:
+        ends, counts = device_ends(total, min(out, gone), self.deadline_seconds)
+        if counts:
+            return total, "", ""
+        if ends == total:
+            latest = self.deadline_seconds
             return total, LATE, f"it would take {total:.3g} s of simulated time, devices.deadline_seconds={latest:g}"
-        return total, "", ""
+        if out <= gone:
+            return out, MEMORY, f"training takes {needed_mib:.0f} MiB, its device has {limit:.0f}"
+        return gone, DROPPED, f"its device was gone after {gone:.3g} of {total:.3g} s of simulated time"
 
     @staticmethod
     def _enough(ends: np.ndarray, failed: dict[int, tuple[str, str]], enough: int | None) -> float | None:

@@ -44,6 +44,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("local_steps", "int64", "Optimiser steps asked for."),
     Column("bytes_down", "int64", "Tensor payload really sent to it, bytes; 0 if it was not asked in truth."),
     Column("bytes_up", "int64", "Tensor payload that really came from it, bytes."),
+    Column("refresh_bytes", "int64", "Of `bytes_down`, changes of the emulator that it lacked, bytes."),
     Column("bundle_bytes", "int64", "What it had to fetch of the emulated model first, bytes; 0 once it holds it."),
     Column("modelled_down_seconds", "float64", "Time to receive bundle and tensors, s of simulated time."),
     Column("modelled_compute_seconds", "float64", "Time to train, s of simulated time."),
@@ -85,7 +86,7 @@ def ledger_rows(reports: Iterable[RoundReport]) -> Iterator[dict[str, Any]]:
         for client in sorted(report.devices):
             facts, measured = report.devices[client], report.clients.get(client, {})
             row: dict[str, Any] = dict.fromkeys(column.name for column in COLUMNS)
-            row |= {"bytes_down": 0, "bundle_bytes": 0}
+            row |= {"bytes_down": 0, "refresh_bytes": 0, "bundle_bytes": 0}
             row |= {name: value for name, value in facts.items() if name in row}
             status = facts["status"]
             row |= clocks | {

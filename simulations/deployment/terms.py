@@ -28,6 +28,9 @@ def deployed(settings: Mapping[str, Any], names: Sequence[str], *, folder: Path)
     Raises:
         ConfigError: If something cannot be had in a real federation.
     """
+    if (kind := settings["control"].get("kind", "fixed")) != "fixed":
+        found = "it decides by modelled devices, and real ones are measured"
+        raise ConfigError(f"cannot deploy control={kind}", found, "leave control out, or simulate")
     for key, why in ONLY_SIMULATED.items():
         group, _, name = key.partition(".")
         if settings[group][name]:

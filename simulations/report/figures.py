@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedpeat.core import RoundReport
+from simulations.report.chosen_figures import chosen, objective_terms
 from simulations.report.simulated import simulated_time
 from simulations.report.style import DASHES, colour, finite, house_style, markers, name_ends, new_axes, scale_for
 from simulations.report.wording import number, printable, size
@@ -33,7 +34,9 @@ def draw(reports: Sequence[RoundReport], summary: Mapping[str, Any]) -> dict[str
         figures = {
             "learning_curves": learning_curves(reports, summary),
             "right_answers": right_answers(reports, summary),
+            "chosen": chosen(reports, summary),
             "simulated_time": simulated_time(reports),
+            "objective_terms": objective_terms(summary),
             "privacy_margin": privacy_margin(reports),
             "client_loss": client_loss(reports),
             "bytes": bytes_moved(reports, summary),

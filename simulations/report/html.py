@@ -38,7 +38,7 @@ CARDS = (
     ("full_zero_shot", "Full, zero-shot", "the owner's full model before tuning"),
     ("emulator_zero_shot", "Emulator, zero-shot", "what a device receives"),
 )
-WIDE = ("learning_curves", "right_answers", "emulator")
+WIDE = ("learning_curves", "right_answers", "emulator", "chosen")
 """Figures as wide as the page, by the start of their names."""
 CAPTIONS = {
     "emulator": "The dropped blocks never leave the full model's owner; devices hold the others.",
@@ -47,6 +47,8 @@ CAPTIONS = {
     "right_answers": "Each model picks the likeliest of the possible answers to the same held-out documents.",
     "privacy_margin": "Above zero, the full model stays worth more than what devices hold.",
     "simulated_time": "By the clock of the modelled devices: what they would have taken, not this machine.",
+    "chosen": "The controller's plans: for which device and when. A dashed line: the emulator was re-aligned before.",
+    "objective_terms": "What each round came to by the controller's objective, from the ledger and the evaluations.",
     "client_loss": "Loss in local training, each client on its own data.",
     "bytes": "Tensor payload, exact, without framing.",
     "seconds": "Wall time: training on clients, evaluation on the server, turning values into messages, the rest.",

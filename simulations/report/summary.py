@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 from fedpeat.core import RoundReport
 from fedpeat.server import margins
+from simulations.report.chosen import control_facts
 from simulations.report.simulated import simulated
 from simulations.report.wording import change, number, percent
 
@@ -33,6 +34,7 @@ def summarise(  # noqa: PLR0913
     baselines: Mapping[str, Any] | None = None,
     emulators: Mapping[str, Mapping[str, Any]] | None = None,
     privacy: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the run in numbers, as `summary.json` holds them; works for any number of reports, none too.
 
@@ -49,11 +51,13 @@ def summarise(  # noqa: PLR0913
             `whole_model` and `extraction`, each with loss, perplexity and accuracy; any may be missing.
         emulators: What each emulator is and takes, by key, as `simulations.costs.costs_of` gives it.
         privacy: What is known of differential privacy beside epsilon, as `simulations.privacy.privacy_of` gives it.
+        settings: The run's, for what is said of its controller.
 
     Returns:
         Nested dictionaries of plain values. All four `metrics` are always there, with None where a model was not
         evaluated; `privacy_margin`, `transfer_gap` and `extraction_margin` only where they are known, `emulators` only
-        where there are several, `privacy` only with differential privacy, `devices` only with a model of them.
+        where there are several, `privacy` only with differential privacy, `devices` only with a model of them,
+        `control` only where it is not fixed.
     """
     rounds = max((report.round for report in reports), default=0)
     metrics = _last_metrics(reports)
@@ -88,6 +92,7 @@ def summarise(  # noqa: PLR0913
     if privacy:
         spent = reports[-1].metrics.get("epsilon", math.inf) if rounds else 0.0
         also["privacy"] = {"epsilon": spent if math.isfinite(spent) else None, **privacy}
+    also |= control_facts(reports, settings or {})
     return summary | also | simulated(reports) | _differences(reports, summary)
 
 

@@ -50,8 +50,34 @@ def test_the_benchmark_of_devices_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_four_systems_runs(tmp_path):
+    plot = tmp_path / "plot.png"
+    systems = ("--systems", "fed_ft", "fed_peft", "fixed", "capability")
+    found = measured(tmp_path, "four_systems.py", "--small", "--jobs", "1", *systems, "--plot", str(plot))
+    (section,) = found["sections"]
+    full, peft, fixed, capable = section["rows"][-4:]
+    assert full["times as fast"] == full["times less traffic"] == 1
+    assert full["MB"] > peft["MB"] > fixed["MB"] > 0
+    assert capable["perplexity"] == fixed["perplexity"] == full["perplexity"]
+    assert len(section["rows"]) == 3 * 4
+    assert plot.stat().st_size > 0
+    for points in (points for seeds in found["runs"].values() for points in seeds.values()):
+        assert [point["round"] for point in points] == [0, 1, 2]
+        assert points[0]["seconds"] == points[0]["bytes"] == 0 < points[1]["seconds"] < points[2]["seconds"]
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_modelled_memory_runs(tmp_path):
     (section,) = measured(tmp_path, "modelled.py", "--small")["sections"]
     emulated, lora, full = section["rows"]
     assert emulated["modelled MiB"] < lora["modelled MiB"] < full["modelled MiB"]
     assert all(row["measured MiB"] > row["weights MiB"] > 0 for row in section["rows"])
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_control_runs(tmp_path):
+    played, chosen, trained = measured(tmp_path, "control.py", "--small")["sections"]
+    assert len(played["rows"]) == 4
+    assert all(row["steps/s"] > 0 for row in played["rows"])
+    assert [row["controller"] for row in chosen["rows"]] == ["sabppo", "capability", "random", "greedy"]
+    assert trained["rows"][0]["rounds played"] >= 200

@@ -92,6 +92,8 @@ def test_who_has_memory_for_nothing_stays_out(run):
         (("devices=mixed", "control.menu.ranks=[2]"), "can mix"),
         (("devices=mixed", "strategy=het_lora", "control.menu.ranks=[9]"), "from 1 to peft.rank"),
         (("devices=mixed", "round.over_select=0.5"), "who takes part"),
+        (("devices=mixed", "control.menu.steps=[0]"), "from 1 on"),
+        (("devices=mixed", "control.menu.kept_blocks=[99]"), "kept_blocks=99"),
     ],
 )
 def test_what_does_not_go_with_it(more, says, run):
@@ -100,14 +102,19 @@ def test_what_does_not_go_with_it(more, says, run):
 
 
 def test_trained_evaluated_and_used(run, tiny, tmp_path, capsys):
-    pytest.importorskip("sb3_contrib")
     given, folder = tiny("control=sabppo", *SWITCHING), tmp_path / "policy"
-    assert control(["train", f"policy={folder}", "steps=400", *given]) == 0
+    assert control(["train", f"policy={folder}", "steps=400", f"tensorboard={tmp_path / 'board'}", *given]) == 0
     assert read_policy(folder).facts["rounds"] == 4
     assert len(json.loads((folder / "training.json").read_text())) >= 2
+    assert list((tmp_path / "board").glob("events*"))
     assert control(["evaluate", f"policy={folder}", "episodes=3", *given]) == 0
-    assert "cost beside sabppo" in capsys.readouterr().out
-    assert set(json.loads((folder / "evaluation.json").read_text())) == {"sabppo", "greedy", "capability", "random"}
+    told = capsys.readouterr().out
+    assert "more than sabppo" in told
+    assert "best fixed plan in hindsight" in told
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert set(found["controllers"]) == {"sabppo", "best fixed", "greedy", "capability", "fixed", "random"}
+    drawn = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert drawn == {"learning", "controllers", "choices_sabppo", "choices_greedy"}
     ran = run("control=sabppo", *SWITCHING, f"control.policy={folder}")
     assert all(row["status"] == "counted" for row in plain(ran.folder))
     with pytest.raises(ConfigError, match="does not fit the run"):
@@ -115,5 +122,21 @@ def test_trained_evaluated_and_used(run, tiny, tmp_path, capsys):
 
 
 def test_a_policy_is_named(run):
-    with pytest.raises(ConfigError, match=r"control\.policy is not given"):
+    # Where one comes with the package, it is of other devices than these.
+    with pytest.raises(ConfigError, match=r"control\.policy is not given|does not fit the run"):
         run("control=sabppo", "devices=mixed", "control.menu.kept_blocks=[1]")
+
+
+def test_deadlines_absences_and_links_are_known_to_the_scene(tiny):
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from simulations.scenes import scene_of
+
+    more = ("devices.dropout=0.2", "devices.availability=0.9", "devices.deadline_seconds=30")
+    with TemporaryDirectory() as folder:
+        scene, _ = scene_of(tiny("control=sabppo", *SWITCHING, *more), Path(folder))
+    assert (scene.dropout, scene.availability, scene.problem.deadline_seconds) == (0.2, 0.9, 30)
+    assert scene.problem.links is not None
+    assert scene.gains is not None
+    assert scene.problem.links[:, 0].tolist() == scene.gains.tolist()

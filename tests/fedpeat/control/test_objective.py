@@ -20,7 +20,7 @@ from fedpeat.core import ConfigError, DevicePlan, RoundPlan
 from fedpeat.devices import Fleet, Profile, Radio, Traffic, Work
 from tests.fedpeat.control.problems import problem, seen
 
-PRICE = Price(np.array(120.0), np.array(3e7), np.array(50.0), np.array([120.0]))
+PRICE = Price(np.array(120.0), np.array(3e7), np.array(50.0), np.array([120.0]), np.array([True]), np.array([True]))
 
 
 def test_each_term_alone():

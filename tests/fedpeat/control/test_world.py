@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedpeat.control import CapabilityControl, Curves, GreedyControl, Objective, RandomControl, cost, next_loss, price
 from fedpeat.control.features import feature_count, features
 from fedpeat.control.plans import device_plans, levels_of, round_plan
-from fedpeat.control.world import Scene, World, play
+from fedpeat.control.world import Scene, World, only, play
 from fedpeat.core import ConfigError
+from fedpeat.devices import Fleet, Profile, Traffic, Work, drops_out_at
 from tests.fedpeat.control.problems import CELL, problem, scene, seen
 
 SHAKY = {"of": problem(4, shares=(1.0, 2.0), refresh=True, radio=CELL, memory=[4, 3, 1, 0]), "availability": 0.6}
@@ -73,13 +76,13 @@ def test_bundles_are_fetched_once_and_are_old_after_a_realignment():
         )
         fetched.append(took.bytes[0] - plain)
     bundle, patch = given.problem.bundle_bytes, given.problem.refresh_bytes
-    assert fetched == pytest.approx([bundle[0], patch[0] + bundle[0] + patch[0], bundle[1]])
+    assert fetched == pytest.approx([bundle[0], patch[0] + bundle[0] + patch[0], bundle[1] + patch[1]])
     assert world.holds[0].tolist() == [[True, True], [True, False]]
-    assert not world.stale.any()
+    assert world.stale[0].tolist() == [[False, False], [False, True]]
     world.start([0])
     world.step(np.array([[small, small]]), np.array([0]))
     world.step(np.array([[small, out]]), np.array([1]))
-    assert world.stale[0].tolist() == [[False, False], [True, False]]
+    assert world.stale[0].tolist() == [[False, True], [True, True]]
     assert world.age.tolist() == [1]
 
 
@@ -130,3 +133,81 @@ def test_a_scene_has_links():
         Scene(problem(), Objective(), Curves())
     with pytest.raises(ConfigError, match="gains"):
         Scene(problem(radio=CELL), Objective(), Curves())
+
+
+def fleet_of(of, given, **more):
+    """The same devices as a fleet, with links as they are without fading."""
+    profiles = {}
+    for place, client in enumerate(of.clients):
+        receives, computes, sends, radiated = of.watt[place]
+        rates = (given.down_bits[place] / 1e6, given.up_bits[place] / 1e6)
+        memory = of.memory_bytes[place] / 2**20
+        profiles[client] = Profile(
+            client, of.flops[place], memory, *rates, computes, sends, receives, radiated_watt=max(radiated, 1e-3)
+        )
+    pairs = zip(of.menu.pairs, of.step_flops, of.needs_bytes, strict=True)
+    work = {tuple(pair): Work(flops, needs) for pair, flops, needs in pairs}
+    return Fleet(profiles, work, 5, **more)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_deadlines_and_absences_are_those_of_the_fleet(seed):
+    dropout, deadline = 0.4, 12.0
+    of = replace(problem(6, steps=(5, 10, 20), seed=seed), deadline_seconds=deadline)
+    given = scene(of, dropout=dropout, rounds=4)
+    of = given.problem
+    fleet = fleet_of(of, given, dropout=dropout, deadline_seconds=deadline)
+    world, held, statuses = World(given), set(), []
+    world.start([0])
+    for number in range(1, 5):
+        leaves = [drops_out_at(client, number, probability=dropout, seed=5) for client in of.clients]
+        world._leaves[0, number - 1] = [np.inf if share is None else share for share in leaves]
+        levels, _ = actions(of, 1, 10 * seed + number)
+        plan, _ = round_plan(of, only(world.seen()), levels[0], 0, {"global_step": 0}, 5)
+        traffic = []
+        for device in plan.devices:
+            place = of.menu.pairs.index((device.emulator, device.rank))
+            bundle = 0 if (device.client, device.emulator) in held else of.bundle_bytes[of.emulator_of[place]]
+            traffic.append(Traffic(of.bytes_down[place], of.bytes_up[place], bundle))
+        before = world.loss.copy()
+        played = fleet.play(plan, traffic)
+        found = world.step(levels, np.array([0]))
+        counted = {device.client for device in played.plan.devices}
+        sent = [
+            (one.down + one.up) * (d.client in counted) + one.bundle
+            for one, d in zip(traffic, plan.devices, strict=True)
+        ]
+        assert found.price.seconds[0] == pytest.approx(played.seconds)
+        assert found.price.joules[0] == pytest.approx(sum(one["joules"] for one in played.facts.values()))
+        assert found.price.bytes[0] == pytest.approx(sum(sent))
+        assert {c for c, counts in zip(of.clients, found.price.counts[0], strict=True) if counts} == counted
+        left = np.where([[client in counted] for client in of.clients], levels[0], 0)
+        assert found.loss[0] == pytest.approx(float(next_loss(of, given.curves, before[0], number - 1, left)))
+        held |= {(d.client, d.emulator) for d in plan.devices if played.facts[d.client]["holds"]}
+        assert {
+            (c, e) for i, c in enumerate(of.clients) for j, e in enumerate(of.menu.emulators) if world.holds[0, i, j]
+        } == held
+        statuses += [one["status"] for one in played.facts.values()]
+    assert {"counted", "late", "dropped"} <= set(statuses)
+
+
+def test_an_empty_round_lasts_to_the_deadline():
+    of = replace(problem(2), deadline_seconds=7.0)
+    world = World(scene(of))
+    world.start([0])
+    found = world.step(np.zeros((1, 2, 3), dtype=int), np.array([0]))
+    assert found.price.seconds.tolist() == [7.0]
+    assert found.price.bytes.tolist() == found.price.joules.tolist() == [0.0]
+    assert found.loss.tolist() == [world.scene.curves.start]
+
+
+def test_who_leaves_follows_the_worlds_seed_and_is_as_frequent_as_asked():
+    given = scene(problem(5), dropout=0.3)
+    world = World(given)
+    world.start(range(200))
+    gone = np.isfinite(world._leaves)
+    assert abs(gone.mean() - 0.3) < 0.03
+    assert ((world._leaves[gone] > 0) & (world._leaves[gone] < 1)).all()
+    other = World(given)
+    other.start([7])
+    assert (other._leaves[0] == world._leaves[7]).all()
