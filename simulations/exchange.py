@@ -12,6 +12,8 @@ from fedpeat.core import EngineError
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.005, 0.02
 """First and longest wait between looks for replies: workers on this machine need the CPU that looking takes."""
+LONGEST_REST_SECONDS = 5.0
+"""Longest wait after a look that took long: it may have been this process that stood still."""
 TIMEOUT = 101
 """Error code of the reply that stands in for one that did not come in time."""
 SURPLUS = 102
@@ -69,7 +71,7 @@ def exchange(
             nap = POLL_SECONDS
         else:
             # Looking takes longer the more is on its way: at most a tenth of the time goes into it.
-            time.sleep(max(nap, 9 * (time.perf_counter() - looked)))
+            time.sleep(max(nap, min(9 * (time.perf_counter() - looked), LONGEST_REST_SECONDS)))
             nap = min(1.5 * nap, LONGEST_POLL_SECONDS)
         while position in ready:
             del sent[position]

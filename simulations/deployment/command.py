@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from fedpeat.core import ConfigError, EngineError, StorageError, nearest, read_json, write_json, write_text
-from simulations.deployment import processes
+from simulations.deployment import operating, processes
 from simulations.deployment.certificates import check_dates
 from simulations.deployment.handshake import check_server
 from simulations.deployment.joining import keep_data
@@ -104,7 +104,7 @@ def _server(folder: Path, words: Sequence[str], console: Console) -> int:
 
     def greet() -> None:
         if not deployment.insecure:
-            console.print(f"clients with a key: {', '.join(processes.register(deployment))}", soft_wrap=True)
+            console.print(f"clients with a key: {', '.join(operating.register(deployment))}", soft_wrap=True)
         console.print(f"ready: clients find the server at {deployment.address}", soft_wrap=True)
 
     with serving(deployment, given.get("metrics")) as scraped:
@@ -181,9 +181,9 @@ def _run(folder: Path, words: Sequence[str], console: Console) -> int:
         found = f"nothing serves {deployment.own_address}"
         raise EngineError("the server must run", found, f"fedpeat deploy server {folder}")
     place.mkdir(parents=True, exist_ok=True)
-    process, identity = processes.start_run(deployment, place), None
+    process, identity = operating.start_run(deployment, place), None
     with _ctrl_c(lambda: write_text(place / STOP, "")):
-        for line in processes.lines_of(process):
+        for line in operating.lines_of(process):
             started = re.search(r"started run (\d+)", line)
             if started and identity is None:
                 identity = int(started.group(1))
@@ -215,7 +215,7 @@ def _place(deployment: Deployment, resume: str | None) -> Path:
 def _ended(deployment: Deployment, identity: int) -> tuple[str, str]:
     """Return how a run ended; the end of its words may come before its own."""
     for _ in range(PATIENCE):
-        status, details = processes.run_status(deployment, identity)
+        status, details = operating.run_status(deployment, identity)
         if status.startswith("finished"):
             return status, details
         time.sleep(1)
@@ -277,9 +277,9 @@ def _stop(folder: Path, words: Sequence[str], console: Console) -> int:
         return 0
     write_text(place / STOP, "")
     deadline = time.monotonic() + STOP_SECONDS
-    while not processes.run_status(deployment, identity)[0].startswith("finished"):
+    while not operating.run_status(deployment, identity)[0].startswith("finished"):
         if time.monotonic() > deadline:
-            processes.flwr(deployment, "stop", str(identity), processes.CONNECTION)
+            operating.end_run(deployment, identity)
         time.sleep(0.5)
     console.print(f"{place.name} has ended")
     return 0

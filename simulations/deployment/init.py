@@ -14,7 +14,7 @@ from simulations.compare.request import parse_word
 from simulations.deployment.app_files import app_files
 from simulations.deployment.certificates import Pair, make_authority, make_client_keys, make_server_certificate
 from simulations.deployment.layout import FACTS, Deployment, check_names
-from simulations.deployment.processes import write_connection
+from simulations.deployment.operating import write_connection
 from simulations.deployment.readme import client_unit, readme, server_unit
 from simulations.deployment.terms import deployed
 from simulations.settings import load_settings

@@ -1,7 +1,6 @@
 """Flower's programs: started with our environment, waited for until they are ready, and ended."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -17,10 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpeat.core import EngineError, read_json, write_json, write_text
+from fedpeat.core import EngineError, read_json
 from simulations import QUIET
-from simulations.deployment.layout import CONNECTION, ClientFolder, Deployment
-from simulations.deployment.losses import explained, until_it_ends
+from simulations.deployment.layout import ClientFolder, Deployment
 from simulations.deployment.names import SITE
 
 READY_SECONDS = 120.0
@@ -28,7 +26,8 @@ READY_SECONDS = 120.0
 
 END_SECONDS = 20.0
 LOG_BYTES = 10 * 2**20
-_BINARIES = Path(sys.executable).parent
+BINARIES = Path(sys.executable).parent
+"""Where Flower's programs are, and ours."""
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -40,7 +39,7 @@ def environment(home: Path) -> dict[str, str]:
     return {
         **os.environ,
         **QUIET,
-        "PATH": os.pathsep.join([str(_BINARIES), os.environ.get("PATH", "")]),  # they start each other by name
+        "PATH": os.pathsep.join([str(BINARIES), os.environ.get("PATH", "")]),  # they start each other by name
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
@@ -130,10 +129,22 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], *, w
     deadline = time.monotonic() + READY_SECONDS
     while not ready():
         if process.poll() is not None:
-            raise EngineError(f"{what} did not start", *explained(last_words(log), log))
+            raise EngineError(f"{what} did not start", *_explained(last_words(log), log))
         if time.monotonic() > deadline:
             raise EngineError(f"{what} is not ready after {READY_SECONDS:.0f} s", last_words(log), f"see {log}")
         time.sleep(0.2)
+
+
+def _explained(words: str, log: Path) -> tuple[str, str]:
+    """Return why a program did not start, by its last words, and what to do about it."""
+    if "Failed to activate SuperNode" not in words:
+        return words, f"see {log}"
+    # Flower says the same of both.
+    return (
+        "the server does not know this machine's key, or holds that it is connected already",
+        "have key.pub put into keys/ on the server and the server started anew; "
+        "if a program with this key has just been killed, try again in a minute",
+    )
 
 
 def shorten_log(log: Path) -> int:
@@ -208,9 +219,7 @@ def stay(
         try:
             wait_until(ready, process, what=what, log=log)
             greet()
-            lost = until_it_ends(process, log)
-            if lost and not asked.is_set():
-                raise EngineError(f"{what} has lost a message on its way", lost, "start it again (its service does)")
+            process.wait()
             raise EngineError(f"{what} ended", last_words(log), f"see {log}")
         except EngineError:
             if asked.is_set():
@@ -230,79 +239,3 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # what it had started and left behind: Flower's apps wait for ever
-
-
-def write_connection(deployment: Deployment) -> None:
-    """Tell Flower's command line where the server is."""
-    trust = "insecure = true" if deployment.insecure else f"root-certificates = {json.dumps(str(deployment.ca))}"
-    address = json.dumps(deployment.own_address)
-    deployment.home.mkdir(parents=True, exist_ok=True)
-    text = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = {address}\n{trust}\n'
-    write_text(deployment.home / "config.toml", text)
-
-
-def flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
-    """Run Flower's command line with `--format json`, and return what it answers.
-
-    Raises:
-        EngineError: If it fails.
-    """
-    command = [str(_BINARIES / "flwr"), *arguments, "--format", "json"]
-    ran = subprocess.run(command, env=environment(deployment.home), capture_output=True, text=True, check=False)
-    found = re.search(r"\{.*\}", ran.stdout, flags=re.DOTALL)
-    answer = json.loads(found.group()) if found else {}
-    if ran.returncode or not answer.get("success"):
-        told = answer.get("error-message") or (ran.stderr or ran.stdout).strip().splitlines()[-1:] or "no answer"
-        raise EngineError(f"flwr {' '.join(arguments[:2])} failed", str(told)[:300], f"see {deployment.log}")
-    return answer
-
-
-def register(deployment: Deployment) -> dict[str, int]:
-    """Register each client's public key under its name; return Flower's node ids by name.
-
-    Raises:
-        EngineError: If the server refuses one.
-    """
-    nodes = {}
-    for name in deployment.names:
-        key = deployment.public_key(name)
-        if key.exists():  # a client may be locked out, or hand its key over later
-            nodes[name] = int(
-                flwr(deployment, "supernode", "register", str(key), CONNECTION, "--name", name)["node-id"]
-            )
-    write_json(deployment.nodes, {name: str(node) for name, node in nodes.items()})
-    return nodes
-
-
-def start_run(deployment: Deployment, folder: Path) -> subprocess.Popen[str]:
-    """Start a run in `folder` and stream what its server says."""
-    command = [str(_BINARIES / "flwr"), "run", str(deployment.app), CONNECTION, "--stream"]
-    return subprocess.Popen(
-        [*command, "--run-config", f"folder={json.dumps(str(folder))}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(deployment.home),
-        start_new_session=True,
-    )
-
-
-def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Yield what a program says, line by line, without colours."""
-    if process.stdout is None:
-        return
-    with process.stdout as said:
-        for line in said:
-            yield re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip())
-
-
-def run_status(deployment: Deployment, run: int) -> tuple[str, str]:
-    """Return Flower's status of a run (`finished:completed`, say) and the details.
-
-    Raises:
-        EngineError: If the server does not know it.
-    """
-    runs = flwr(deployment, "list", CONNECTION, "--run-id", str(run)).get("runs", [])
-    if not runs:
-        raise EngineError(f"the server knows no run {run}", "it may have been started anew", "start the run again")
-    return str(runs[0]["status"]), str(runs[0].get("status-details", ""))

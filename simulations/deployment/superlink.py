@@ -2,7 +2,7 @@
 
 Flower offers everything at one port: to clients' nodes, which it authenticates, and to whoever starts runs (that is,
 runs Python code on all machines) or executes them, which it does not. So only programs on the server's own machine may
-do the latter.
+do the latter. What clients lose is handed out again (`redelivery`).
 """
 
 import ipaddress
@@ -66,10 +66,13 @@ def guard() -> None:
 
 
 def main() -> None:
-    """Run `flower-superlink`, guarded; it reads its own arguments."""
+    """Run `flower-superlink`, with what is ours; it reads its own arguments."""
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
+    from simulations.deployment.redelivery import hand_out_again
+
     guard()
+    hand_out_again()
     flower_superlink()
 
 

@@ -22,7 +22,7 @@ settings_of, read_json = runs.settings_of, runs.read_json
 NAMES = ("ann", "bob", "eve")
 TEXTS = {"ann": "email", "bob": "asyncio", "eve": "unittest", "held out": "concurrent"}
 CHOSEN = ("rounds=3", "export=true", "peft.dropout=0.1", "client.optimizer_state=keep", "control.local_steps={eve: 4}")
-CHOSEN = (*CHOSEN, "codec=top_k")
+CHOSEN = (*CHOSEN, "codec=top_k", "strategy=fed_adam")  # memory of clients and of the server
 
 
 def docstrings(package, most=12, length=300):

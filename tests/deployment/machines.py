@@ -1,6 +1,7 @@
 """Machines that tests play: `fedpeat deploy` as programs of their own, kept running as systemd would keep them."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from simulations.deployment.layout import RUN
 from tests.deployment.links import Link, Network
 from tests.processes import PATIENCE, end, wait_for
 
@@ -101,6 +103,11 @@ class Unit:
         self.mark()
         end(self.process)
 
+    def start_anew(self) -> None:
+        """End it in order; it will be started again."""
+        self.mark()
+        self.process.terminate()
+
     def turn_off(self) -> None:
         """End it for good, or until `turn_on`."""
         self._off.set()
@@ -131,16 +138,16 @@ def is_busy(client: Unit) -> bool:
 
 
 @contextlib.contextmanager
-def halted(client: Unit):
-    """Let a client's worker stand still, as on a machine that is far too slow."""
-    workers = children(client.process, "simulations.deployment.worker")
-    assert workers
-    for one in workers:
+def halted(unit: Unit, word: str = "simulations.deployment.worker"):
+    """Let a client's worker stand still, or whatever else has `word` in its command, as if it were far too slow."""
+    found = children(unit.process, word)
+    assert found
+    for one in found:
         one.suspend()
     try:
         yield
     finally:
-        for one in workers:
+        for one in found:
             one.resume()
 
 
@@ -231,3 +238,16 @@ class Federation:
     def runs(self) -> list[Path]:
         """The folders of all runs, the newest last."""
         return sorted(path for path in (self.deployment / "runs").glob("*") if path.is_dir())
+
+    def has(self, name: str, number: int) -> bool:
+        """Whether a client has all of its message of a round of the newest run, and has not answered it."""
+        with contextlib.suppress(FileNotFoundError):
+            run = json.loads((self.runs()[-1] / RUN).read_text())["run"]
+            said = (self.site(name) / "client.log").read_text(errors="replace")
+            _, began, after = said.rpartition(f"[RUN {run}, ROUND {number}]")
+            return bool(began) and "Received successfully" in after
+        return False
+
+    def activations(self) -> int:
+        """How often the server has let a client in, since its log began."""
+        return (self.deployment / "server.log").read_text(errors="replace").count("[Fleet.ActivateNode] Activated")

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from fedpeat.core import ClientUpdate, EngineError
 from fedpeat.wire import read_arrays, read_failure, read_job, read_update, to_arrays, train_message, update_reply
 from simulations.engines.serial import LocalGrid
-from simulations.exchange import Interrupted, exchange
+from simulations.exchange import LONGEST_REST_SECONDS, Interrupted, exchange
 
 app = ClientApp()
 
@@ -103,3 +103,32 @@ def test_a_request_to_stop_is_heard():
     stop.set()
     with pytest.raises(Interrupted):
         list(replies)
+
+
+class Clock:
+    """Time that passes only where it is told to."""
+
+    def __init__(self):
+        self.now, self.rests = 0.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.rests.append(seconds)
+
+
+def test_one_look_that_took_long_is_not_followed_by_a_long_rest(monkeypatch):
+    clock = Clock()
+
+    class StoodStill(LocalGrid):
+        def pull_messages(self, message_ids):
+            if clock.rests:
+                return super().pull_messages(message_ids)
+            clock.now += 100.0
+            return []
+
+    monkeypatch.setattr("simulations.exchange.time", clock)
+    assert names_of(exchange(StoodStill(app, 1), messages(["a"]), window=1)) == ["a"]
+    assert clock.rests == [LONGEST_REST_SECONDS]

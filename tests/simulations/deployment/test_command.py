@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fedpeat.core import ClientFailure, ConfigError, EngineError, Evaluation, RoundReport
 from fedpeat.server import History
-from simulations.deployment import command, losses, processes
+from simulations.deployment import command, operating, processes
 from simulations.deployment.command import deploy
 from simulations.deployment.layout import Deployment, check_names, read_deployment
 
@@ -38,8 +38,8 @@ def flower(monkeypatch, deployment):
             return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
         monkeypatch.setattr(processes, "is_up", lambda _: True)
-        monkeypatch.setattr(processes, "start_run", start)
-        monkeypatch.setattr(processes, "run_status", lambda *_: (status, details))
+        monkeypatch.setattr(operating, "start_run", start)
+        monkeypatch.setattr(operating, "run_status", lambda *_: (status, details))
         return deployment
 
     return pretend
@@ -90,20 +90,6 @@ def test_a_run_needs_a_server(deployment, monkeypatch):
     with pytest.raises(EngineError, match="the server must run"):
         deploy(["run", str(deployment.folder)])
     assert deployment.latest_run() is None
-
-
-@pytest.mark.parametrize("way", ["receive", "send"])
-def test_a_client_that_lost_a_message_ends_since_nobody_would_ask_again(tmp_path, monkeypatch, way):
-    monkeypatch.setattr(losses, "LOOK_SECONDS", 0.05)
-    log = tmp_path / "client.log"
-    log.write_text("ready\nFailed to send message of another day\n")
-    said = f"Failed to {way} message 12ab: [SSL: UNEXPECTED_EOF]"
-    code = f"import time; time.sleep(0.2); print('fine', flush=True); print({said!r}, flush=True); time.sleep(60)"
-    with log.open("ab") as output:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=output)
-    with pytest.raises(EngineError, match=f"client ann has lost a message on its way; Failed to {way} message 12ab"):
-        processes.stay(process, lambda: True, lambda: None, "client ann", log)
-    assert process.poll() is not None
 
 
 def test_what_a_program_left_behind_ends_with_it():
@@ -163,7 +149,7 @@ def test_stop_asks_and_waits(flower, monkeypatch, capsys):
     place.mkdir(parents=True)
     (place / "run.json").write_text('{"run": "77"}')
     states = iter(["running", "running", "finished:completed"])
-    monkeypatch.setattr(processes, "run_status", lambda *_: (next(states), ""))
+    monkeypatch.setattr(operating, "run_status", lambda *_: (next(states), ""))
     monkeypatch.setattr(time, "sleep", lambda _: None)
     assert deploy(["stop", str(made.folder)]) == 0
     assert (place / "stop").exists()

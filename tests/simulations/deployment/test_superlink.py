@@ -1,7 +1,9 @@
 import asyncio
+import importlib
 
 import pytest
 
+from simulations.deployment import redelivery, superlink
 from simulations.deployment.superlink import OnlyClients, guard
 
 
@@ -45,3 +47,13 @@ def test_it_stands_in_front_of_all_of_flowers_routes(monkeypatch):
     assert OnlyClients not in [middleware.cls for middleware in main._get_middleware()]
     guard()
     assert main._get_middleware()[0].cls is OnlyClients
+
+
+def test_the_program_has_what_is_ours_before_it_starts(monkeypatch):
+    done = []
+    monkeypatch.setattr(superlink, "guard", lambda: done.append("guard"))
+    monkeypatch.setattr(redelivery, "hand_out_again", lambda: done.append("hand out again"))
+    theirs = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    monkeypatch.setattr(theirs, "flower_superlink", lambda: done.append("start"))
+    superlink.main()
+    assert done == ["guard", "hand out again", "start"]
