@@ -152,7 +152,7 @@ class Contest:
 
 def held_out(seed: int, runs: int) -> list[int]:
     """Return the seeds of runs that nothing was trained or chosen by."""
-    return [seed_for(seed, "held-out channel", place) for place in range(runs)]
+    return [seed_for(seed, "held-out run", place) for place in range(runs)]
 
 
 def contest(

@@ -202,15 +202,9 @@ def policy_of(folder: str | None) -> Policy:
     """Return the policy in a folder, or the one that comes with the package.
 
     Raises:
-        ConfigError: If none is named, or it cannot be used.
+        ConfigError: If it cannot be used.
     """
-    if folder:
-        return read_policy(Path(folder).expanduser())
-    packaged = packaged_policy()
-    if packaged is None:
-        found = "control.policy is not given, and none comes with the package"
-        raise ConfigError("control=sabppo needs a policy", found, "train one: fedpeat control train")
-    return packaged
+    return read_policy(Path(folder).expanduser()) if folder else packaged_policy()
 
 
 def curves_of(path: str | None, federation: Federation) -> Curves:

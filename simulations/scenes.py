@@ -29,9 +29,7 @@ def scene_of(overrides: Sequence[str], folder: Path) -> tuple[Scene, dict[str, A
     Raises:
         ConfigError: If a setting cannot be had.
     """
-    given = {override.partition("=")[0] for override in overrides}
-    first = [f"{key}={value}" for key, value in (("control", SABPPO), ("devices", "mixed")) if key not in given]
-    settings = load_settings([*first, *overrides])
+    settings = load_settings([*_unless_chosen(overrides), *overrides])
     if settings["control"].get("kind") != SABPPO:
         raise ConfigError("fedpeat control is for sabppo", "another control is chosen", "leave control= out")
     # Composed for a controller that needs no policy: the same menu, devices and measurements.
@@ -68,3 +66,12 @@ def scene_in(settings: dict[str, Any], federation: Federation) -> Scene:
         availability=fleet.availability,
         dropout=fleet.dropout,
     )
+
+
+def _unless_chosen(overrides: Sequence[str]) -> list[str]:
+    """Return the control and the devices that are played where neither overrides nor their experiment choose any."""
+    given = {override.partition("=")[0] for override in overrides}
+    chosen = load_settings([override for override in overrides if override.startswith("experiment=")])
+    plain = {"control": chosen["control"].get("kind") is None, "devices": chosen["devices"]["kind"] is None}
+    wanted = {"control": SABPPO, "devices": "mixed"}
+    return [f"{key}={value}" for key, value in wanted.items() if plain[key] and key not in given]

@@ -139,9 +139,9 @@ def read_policy(folder: str | Path) -> Policy:
     return Policy(weights, facts["made_for"], Curves.from_json(facts["curves"]), facts["facts"])
 
 
-def packaged_policy() -> Policy | None:
-    """Return the policy that comes with the package; None where none does."""
-    return read_policy(PACKAGED) if (PACKAGED / FACTS).is_file() else None
+def packaged_policy() -> Policy:
+    """Return the policy that comes with the package: that of `experiment=adaptive` and its seed's devices."""
+    return read_policy(PACKAGED)
 
 
 def _unusable(folder: str | Path, found: str) -> ConfigError:

@@ -5,12 +5,13 @@ import json
 import pytest
 
 from fedpeat.client import app as client
-from fedpeat.control import read_policy
+from fedpeat.control import packaged_policy, read_fit, read_policy
 from fedpeat.core import ConfigError
 from fedpeat.devices import COLUMNS, read_ledger
 from simulations.control_command import control
 from simulations.keeping import settings_to_resume
 from simulations.run import simulate
+from simulations.scenes import scene_of
 
 MEASURED = {column.name for column in COLUMNS if column.name.startswith("measured")}
 SWITCHING = (
@@ -93,7 +94,7 @@ def test_who_has_memory_for_nothing_stays_out(run):
         (("devices=mixed", "strategy=het_lora", "control.menu.ranks=[9]"), "from 1 to peft.rank"),
         (("devices=mixed", "round.over_select=0.5"), "who takes part"),
         (("devices=mixed", "control.menu.steps=[0]"), "from 1 on"),
-        (("devices=mixed", "control.menu.kept_blocks=[99]"), "kept_blocks=99"),
+        (("devices=mixed", "control.menu.kept_blocks=[99]"), "cannot keep 99 middle blocks"),
     ],
 )
 def test_what_does_not_go_with_it(more, says, run):
@@ -140,3 +141,10 @@ def test_deadlines_absences_and_links_are_known_to_the_scene(tiny):
     assert scene.problem.links is not None
     assert scene.gains is not None
     assert scene.problem.links[:, 0].tolist() == scene.gains.tolist()
+
+
+@pytest.mark.slow
+def test_the_policy_in_the_package_is_for_its_experiment(tmp_path):
+    scene, _ = scene_of(["experiment=adaptive"], tmp_path)
+    packaged_policy().check(scene.problem)
+    assert scene.curves == read_fit().curves.starting_at(scene.curves.start)

@@ -78,8 +78,9 @@ def test_in_seconds_it_comes_near_the_best():
     assert way(given, total) >= 0.97
 
 
+# In all of these, the seeds are ones by which nothing of the learner was chosen.
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(5, 10))
 @pytest.mark.parametrize("which", [0, 3])
 def test_it_comes_to_97_percent_of_the_way_from_random_to_the_best(which, seed):
     given = plain(which)
@@ -87,10 +88,11 @@ def test_it_comes_to_97_percent_of_the_way_from_random_to_the_best(which, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10, 15))
 def test_it_beats_greedy_where_greed_loses(seed):
     given = later()
-    total, rounds = of_learned(given, steps=30_000, seed=seed)
+    # One beginning in five or so never gets away from greedy's plan, so three are made.
+    total, rounds = of_learned(given, steps=90_000, starts=3, seed=seed)
     assert total > of_greedy(given)[0]
     assert any(one["plan"].refresh for one in rounds)
     assert way(given, total) >= 0.97
