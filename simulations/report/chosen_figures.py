@@ -102,7 +102,10 @@ def _label(emulator: str, rank: int) -> str:
 
 
 def objective_terms(summary: Mapping[str, Any]) -> Figure | None:
-    """Draw the objective's terms over rounds; those whose weight is 0 are left out."""
+    """Draw the objective's terms over rounds; those whose weight is 0 are left out.
+
+    The loss itself is large and nobody can take it away, so of the quality only what is above its best round is drawn.
+    """
     rows = summary.get("control", {}).get("objective")
     if not rows:
         return None
@@ -113,10 +116,11 @@ def objective_terms(summary: Mapping[str, Any]) -> Figure | None:
     curves = {name: points for name, points in curves.items() if any(value for _, value in points)}
     if not curves:
         return None
-    figure, axes = new_axes("The objective's terms", unit="cost of a round; lower is better")
+    figure, axes = new_axes("The objective's terms", unit="cost of a round; of quality, what is above its best round")
     ends = []
     for name, points in curves.items():
         places, values = zip(*points, strict=True)
+        values = [value - min(values) for value in values] if name == "quality" else values
         axes.plot(places, values, color=colour(TERMS[name]), **markers(len(points)))
         ends.append((values[-1], f"{name} {number(values[-1])}", TERMS[name]))
     axes.margins(x=0.02, y=0.08)
