@@ -28,7 +28,9 @@ def test_the_wheel_holds_three_packages_the_conf_and_the_model(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"fedpeat", "strategies", "simulations"}
     assert "simulations/conf/config.yaml" in names
     assert "fedpeat/models/tiny_docs/model.safetensors" in names
-    assert not [name for name in names if "test" in name.rsplit("/", 1)[-1]]
+    assert "fedpeat/control/packaged/policy.safetensors" in names
+    assert "fedpeat/control/curves.json" in names
+    assert not [name for name in names if name.rsplit("/", 1)[-1].startswith(("test_", "conftest"))]
 
 
 @pytest.mark.slow
