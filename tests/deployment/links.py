@@ -132,9 +132,9 @@ class Link:
 
     def cut(self) -> None:
         """Cut the link now."""
-        self.is_cut, self._limit = True, None
-        while self._open:
-            one = self._open.pop()
+        # Taken at once: what is let through after `mend` is not to be among them.
+        self.is_cut, self._limit, ended, self._open = True, None, self._open, []
+        for one in ended:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)  # what waits for it wakes up
             one.close()
