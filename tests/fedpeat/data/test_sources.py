@@ -118,7 +118,7 @@ def test_docstrings_hold_out_modules(read, tmp_path, monkeypatch):
     ("kind", "name", "content", "message"),
     [
         ("jsonl", "rows.jsonl", "", "it is empty"),
-        ("jsonl", "rows.jsonl.gz", gzip.compress(b""), "it is empty"),
+        ("jsonl", "rows.jsonl.gz", gzip.compress(b"", mtime=0), "it is empty"),
         ("jsonl", "rows.jsonl", "{oops", "cannot read"),
         ("text", "rows.txt", "", "it is empty"),
         ("text", "rows.txt", b"\xff\xfe\x00\x81", "decode"),
